@@ -1,0 +1,159 @@
+"""The only room that knows devices: start-up, and one train step wrapped three ways.
+
+    jit_step      one device
+    pmap_step     all local devices, one program each: the named default (one device included)
+    sharded_step  all devices of all hosts, one program over a mesh
+
+Each takes the pure step of train.py and data (a pytree of arrays (N, ...) that is put on the
+devices once) and returns step(state, rows, keys): the rows are gathered inside the compiled step.
+With data = None the second argument is the batch itself. They agree to rounding (a test).
+"""
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+AXIS = "data"
+
+
+def start(coordinator: str | None = None, hosts: int | None = None, host: int | None = None):
+    """Call once, first in `main`: join the other hosts if any, keep compiled programs on disk.
+
+    coordinator "address:port", hosts and this host's number: jax.distributed (on a TPU pod,
+    hosts alone is enough: the rest is found). The cache is JAX_COMPILATION_CACHE_DIR or
+    ~/.cache/guidebook/jax, a private folder: programs found there are trusted.
+    """
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        cache = os.path.expanduser("~/.cache/guidebook/jax")
+        os.makedirs(cache, mode=0o700, exist_ok=True)
+        jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    if hosts and hosts > 1:
+        jax.distributed.initialize(coordinator, hosts, host)
+
+
+@functools.cache
+def compiler_options() -> dict[str, str]:
+    """Options for jax.jit: on CPU, the older and up to 15 times faster convolution path.
+
+    jaxlib 0.10 sends convolutions through YNNPACK on one core; leaving them out of its fusions
+    brings the multi-threaded ones back. Tried once; a jaxlib that does not know the name has the
+    older path anyway. A user's own XLA_FLAGS on the matter are respected.
+    """
+    if jax.default_backend() != "cpu" or "ynn" in os.environ.get("XLA_FLAGS", ""):
+        return {}
+    options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
+    try:
+        jax.jit(lambda x: x + 1, compiler_options=options).lower(jnp.zeros(())).compile()
+    except Exception:  # the error's type differs between versions; any means "unknown option"
+        return {}
+    return options
+
+
+def jit(fn: Callable, **kwargs) -> Callable:
+    """jax.jit with this machine's compiler options."""
+    return jax.jit(fn, compiler_options=compiler_options() or None, **kwargs)
+
+
+def check_batch(batch_size: int, devices: int) -> None:
+    """ValueError unless the devices divide the batch."""
+    if batch_size < 1 or batch_size % devices:
+        raise ValueError(
+            f"a batch of {batch_size} does not divide over {devices} devices; "
+            f"choose a multiple of {devices}"
+        )
+
+
+def _gathered(step: Callable) -> Callable:
+    """step(state, batch, keys) -> step(state, data, rows, keys); data None: rows are the batch."""
+
+    def gathered(state, data, rows, keys):
+        batch = rows if data is None else jax.tree.map(lambda a: a[rows], data)
+        return step(state, batch, keys)
+
+    return gathered
+
+
+def jit_step(step: Callable, data: Any = None) -> Callable:
+    """One device."""
+    compiled = jit(_gathered(step), donate_argnums=0)
+    data = jax.device_put(data)
+    return lambda state, rows, keys: compiled(state, data, rows, keys)
+
+
+def pmap_step(step: Callable, data: Any = None) -> Callable:
+    """All local devices; `step` was made with axis_name=AXIS. The batch must divide.
+
+    The state goes in and comes out as one copy (in_axes and out_axes None), so callers see the
+    same shapes as with jit.
+    """
+    D = jax.local_device_count()
+    mapped = jax.pmap(_gathered(step), AXIS, in_axes=(None, None, 0, 0), out_axes=None)
+    # pmap takes no compiler options; since jax 0.8 it is a jit inside, so an outer one passes them.
+    compiled = jit(mapped, donate_argnums=0) if compiler_options() else mapped
+    data = jax.device_put(data, _replicated(jax.local_devices()))
+
+    def split(x):
+        check_batch(x.shape[0], D)
+        return x.reshape(D, x.shape[0] // D, *x.shape[1:])
+
+    return lambda state, rows, keys: compiled(
+        state, data, jax.tree.map(split, rows), split(keys)
+    )
+
+
+def mesh() -> Mesh:
+    """All devices of all hosts on one axis. (jax.make_mesh differs between versions.)"""
+    return Mesh(np.array(jax.devices()), (AXIS,))
+
+
+def _replicated(devices) -> NamedSharding:
+    return NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec())
+
+
+def replicate(tree: Any) -> Any:
+    """The same arrays on every device of every host; each host passes equal values."""
+    sharding = _replicated(jax.devices())
+    return jax.tree.map(lambda a: _place(a, sharding), tree)
+
+
+def shard(tree: Any) -> Any:
+    """Global arrays split over all devices by their first axis; each host passes the whole."""
+    sharding = NamedSharding(mesh(), PartitionSpec(AXIS))
+
+    def place(a):
+        check_batch(a.shape[0], jax.device_count())
+        return _place(a, sharding)
+
+    return jax.tree.map(place, tree)
+
+
+def _place(array: Any, sharding: NamedSharding) -> jax.Array:
+    """device_put that also works over hosts: each takes the pieces its devices hold."""
+    if isinstance(array, jax.Array) and array.sharding == sharding:
+        return array
+    if jax.process_count() == 1:
+        return jax.device_put(array, sharding)
+    if jnp.issubdtype(jnp.asarray(array).dtype, jax.dtypes.prng_key):
+        data = _place(jax.random.key_data(array), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(array))
+    array = np.asarray(array)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def sharded_step(step: Callable, data: Any = None) -> Callable:
+    """All devices of all hosts; `step` was made without axis_name. The batch must divide.
+
+    The compiler sees one global batch and inserts the communication itself; data and state are
+    replicated. Rows and keys are given whole on every host.
+    """
+    compiled = jit(_gathered(step), donate_argnums=0)
+    data = replicate(data)
+    return lambda state, rows, keys: compiled(replicate(state), data, shard(rows), shard(keys))

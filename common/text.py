@@ -1,0 +1,88 @@
+"""Words to numbers, and the text side of GLIDE: a closed vocabulary and a transformer."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from common.nn import Transformer, dense
+
+PAD = 0
+
+
+class WordTokenizer:
+    """Splits at blanks and looks words up in a closed vocabulary; ids from 1, 0 is padding.
+
+    There is no begin or end token (as in GLIDE); an empty text is all padding, and that is the
+    null caption. The last place always stays padding: GLIDE reads the caption off it.
+    """
+
+    def __init__(self, vocabulary: Sequence[str], length: int):
+        self.length = length
+        self.words = tuple(vocabulary)
+        self.ids = {word: i + 1 for i, word in enumerate(self.words)}
+
+    @property
+    def size(self) -> int:
+        """Number of ids, padding included."""
+        return len(self.words) + 1
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Texts -> (B, length) int32. ValueError names unknown words and the nearest known ones."""
+        tokens = np.full((len(texts), self.length), PAD, np.int32)
+        for row, text in zip(tokens, texts, strict=True):
+            words = text.lower().replace(",", " ").replace(".", " ").split()
+            for word in words:
+                if word not in self.ids:
+                    near = difflib.get_close_matches(word, self.words, n=3, cutoff=0.5)
+                    hint = f"did you mean {' or '.join(near)}" if near else "see --help for words"
+                    raise ValueError(f"unknown word {word!r} in the prompt; {hint}?")
+            if len(words) > self.length - 1:
+                raise ValueError(
+                    f"the prompt has {len(words)} words, at most {self.length - 1} fit; shorten it"
+                )
+            row[: len(words)] = [self.ids[word] for word in words]
+        return tokens
+
+    def decode(self, tokens: np.ndarray) -> list[str]:
+        """(B, length) -> texts."""
+        return [" ".join(self.words[i - 1] for i in row if i != PAD) for row in np.asarray(tokens)]
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """GLIDE's text transformer; defaults are the released base model's."""
+
+    vocabulary: int = 50_257  # ids, padding included
+    length: int = 128  # tokens; positions without a word are padding, which is attended to
+    width: int = 512
+    layers: int = 16
+    heads: int = 8
+    dtype: str = "float32"
+
+
+class TextEncoder(nn.Module):
+    """tokens (B, L) int32 -> (tokens (B, L, width), pooled (B, out_dim)).
+
+    Bidirectional, no mask; at padding the word and its position are replaced by a learned vector
+    per position, so a null caption is a thing that is learned. pooled is a linear map of the last
+    position, which is always padding. GLIDE, section 4 and text2im_model.py.
+    """
+
+    config: TextConfig
+    out_dim: int
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+        c = self.config
+        small = nn.initializers.normal(0.02)
+        h = nn.Embed(c.vocabulary, c.width, dtype=c.dtype, embedding_init=small)(tokens)
+        h = h + self.param("position", small, (c.length, c.width))[None].astype(c.dtype)
+        padding = self.param("padding", small, (c.length, c.width))[None].astype(c.dtype)
+        h = jnp.where((tokens == PAD)[..., None], padding, h)
+        h = Transformer(c.layers, c.heads, dtype=c.dtype)(h)
+        return h, dense(self.out_dim, c.dtype, name="pooled")(h[:, -1])
