@@ -98,15 +98,20 @@ def pmap_step(step: Callable, data: Any = None) -> Callable:
     mapped = jax.pmap(_gathered(step), AXIS, in_axes=(None, None, 0, 0), out_axes=None)
     # pmap takes no compiler options; since jax 0.8 it is a jit inside, so an outer one passes them.
     compiled = jit(mapped, donate_argnums=0) if compiler_options() else mapped
-    data = jax.device_put(data, _replicated(jax.local_devices()))
+    everywhere = _replicated(jax.local_devices())
+    data = jax.device_put(data, everywhere)
 
     def split(x):
         check_batch(x.shape[0], D)
         return x.reshape(D, x.shape[0] // D, *x.shape[1:])
 
-    return lambda state, rows, keys: compiled(
-        state, data, jax.tree.map(split, rows), split(keys)
-    )
+    def call(state, rows, keys):
+        # A fresh state moves to where the next ones will be: else the second call compiles anew.
+        if jax.tree.leaves(state)[0].sharding != everywhere:
+            state = jax.device_put(state, everywhere)
+        return compiled(state, data, jax.tree.map(split, rows), split(keys))
+
+    return call
 
 
 def mesh() -> Mesh:

@@ -1,8 +1,15 @@
-"""python -m glide train | sample | ..."""
+"""python -m glide demo | sample | train | study"""
 
-import sys
-import tyro
-from glide.train import TrainConfig, main as train_main
+from common import command
+from glide import demo, sample, study, train
+
 if __name__ == "__main__":
-    sys.argv.pop(1)
-    train_main(tyro.cli(TrainConfig))
+    command.run(
+        "glide",
+        {
+            "demo": (demo.DemoConfig, demo.main),
+            "sample": (sample.SampleConfig, sample.main),
+            "train": (train.TrainConfig, train.main),
+            "study": (study.StudyConfig, study.main),
+        },
+    )

@@ -5,12 +5,13 @@ front of the keys and values of every attention layer. Nichol et al. 2021, secti
 """
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from common import schedule
+from common import checkpoint, schedule
 from common.guidance import Denoiser
 from common.process import Prediction, eps_from_velocity
 from common.schedule import Schedule
@@ -135,3 +136,19 @@ def denoiser(config: GlideConfig, params: dict) -> Denoiser:
 def encode_text(config: GlideConfig, params: dict, tokens: jax.Array) -> dict[str, jax.Array]:
     """tokens (B, L) -> cond; done once for all steps. All padding gives the null_cond."""
     return Glide(config).apply({"params": params}, tokens, method="encode")
+
+
+def load(path: Path) -> tuple[GlideConfig, dict, dict]:
+    """(config, params, metadata) of a released weights file; CheckpointError says what is wrong."""
+    _, metadata = checkpoint.load_weights(path)
+    if metadata.get("model") != "glide":
+        kind = metadata.get("model", "an unnamed model")
+        raise checkpoint.CheckpointError(f"{path} holds weights of {kind}, not of glide")
+    fields = metadata["config"]
+    unet = {k: tuple(v) if isinstance(v, list) else v for k, v in fields["unet"].items()}
+    config = replace(
+        PAPER, **{**fields, "unet": UNetConfig(**unet), "text": TextConfig(**fields["text"])}
+    )
+    abstract = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    params, metadata = checkpoint.load_weights(path, abstract)
+    return config, params, metadata

@@ -1,14 +1,35 @@
 """Pictures from captions: classifier-free guided DDIM, the whole sampler in one compiled call."""
 
 import functools
+import math
+from dataclasses import dataclass
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
-from common import devices, sampler
+from common import command, devices, plot, sampler
 from common.guidance import classifier_free
-from glide.model import GlideConfig, denoiser, encode_text, make_schedule, tokenizer
+from common.scenes.captions import canonical
+from glide.model import GlideConfig, denoiser, encode_text, load, make_schedule, tokenizer
+
+CHUNK = 64  # pictures drawn in one call
+SHIPPED = Path(__file__).parent / "weights" / "small.safetensors"
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """`python -m glide sample`: pictures of a caption."""
+
+    prompt: str  # what to draw, in the words of the scenes: "a small red ball above a blue cube"
+    out: Path = Path("out/sample.png")  # a .png is a labelled grid; a folder, one PNG each
+    guidance_scale: float = 3.0  # 0 ignores the caption, 1 follows it, more exaggerates it
+    num: int = 8  # pictures
+    steps: int = 50  # DDIM steps
+    seed: int = 0
+    weights: Path = SHIPPED
 
 
 @functools.cache
@@ -23,7 +44,9 @@ def compiled(config: GlideConfig, steps: int, path: bool):
         shape = (len(tokens), config.size, config.size, config.channels)
         x = sampler.noise_like(x_key, jnp.zeros(shape))
         cond = encode_text(config, params, tokens)
-        null_cond = encode_text(config, params, jnp.zeros_like(tokens[:1]))
+        null_cond = jax.tree.map(
+            lambda a: a[0], encode_text(config, params, jnp.zeros_like(tokens[:1]))
+        )
         guided = classifier_free(denoiser(config, params), null_cond, scales)
         x = run(guided, schedule, x, ts, cond, step_key, x0_fn=sampler.clip_x0)
         # Rounded, as in GLIDE's notebooks (ADM truncates).
@@ -41,13 +64,47 @@ def draw(
     steps: int = 50,
     seed: int = 0,
     path: bool = False,
+    chunk: int = CHUNK,
+    progress: bool = False,
 ) -> np.ndarray:
     """Pictures uint8 (B, H, W, 3) of B prompts; with path every x on the way, (steps + 1, B, ...).
 
-    guidance_scale: a number or one per prompt. Row i starts from noise that depends on seed and i
-    alone. ValueError: unknown words, too many steps.
+    guidance_scale: a number or one per prompt. Row i starts from noise that depends on seed, i and
+    chunk alone. ValueError: unknown words, too many of them, steps out of range.
     """
-    tokens = tokenizer(config).encode(prompts)
+    tokens = tokenizer(config).encode([canonical(p) for p in prompts])
     scales = np.broadcast_to(np.float32(guidance_scale), (len(prompts),))
-    images = compiled(config, steps, path)(params, tokens, scales, jax.random.key(seed))
-    return np.asarray(images)
+    run = compiled(config, steps, path)
+    key, axis, parts = jax.random.key(seed), int(path), []
+    size = min(chunk, len(prompts))
+    starts = range(0, len(prompts), size)
+    for i in tqdm(starts, desc="drawing", unit="batch", disable=not progress):
+        rows = np.arange(i, i + size) % len(prompts)  # the last chunk is filled up: one compilation
+        images = run(params, tokens[rows], scales[rows], jax.random.fold_in(key, i // size))
+        parts.append(np.asarray(images))
+    return np.take(np.concatenate(parts, axis), np.arange(len(prompts)), axis)
+
+
+def main(c: SampleConfig) -> None:
+    if not c.prompt.strip():
+        raise ValueError("the prompt is empty; say what to draw, such as 'a red ball'")
+    if not math.isfinite(c.guidance_scale):
+        raise ValueError(f"guidance_scale must be a finite number, not {c.guidance_scale}")
+    if not 1 <= c.num <= 4096:
+        raise ValueError(f"num must be in 1..4096, not {c.num}")
+    devices.start()
+    config, params, _ = load(c.weights)
+    sampler.timesteps(config.T, c.steps)
+    tokenizer(config).encode([canonical(c.prompt)])
+    as_grid = command.check_out(c.out)
+    images = draw(config, params, [c.prompt] * c.num, guidance_scale=c.guidance_scale,
+                  steps=c.steps, seed=c.seed, progress=c.num > CHUNK)  # fmt: skip
+    settings = {"prompt": c.prompt, "guidance_scale": f"{c.guidance_scale:g}",
+                "steps": str(c.steps), "seed": str(c.seed), "weights": c.weights.name}  # fmt: skip
+    if as_grid:
+        title = f"{c.prompt}   (guidance {c.guidance_scale:g})"
+        plot.save(plot.grid(images, title=title), c.out, settings)
+    else:
+        for i, image in enumerate(images):
+            plot.save(image, c.out / f"{i:04d}.png", settings)
+    print(f"{c.num} pictures: {c.out}")

@@ -159,7 +159,7 @@ def main(c: TrainConfig) -> None:
         recipe = {"command": command(c), "seconds": time.time() - began, "jax": jax.__version__,
                   "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}"}
         weights = c.out / "weights.safetensors"
-        metadata = {"config": asdict(config), "recipe": {**saved["train"], **recipe}}
+        metadata = {"model": "glide", "config": asdict(config), "recipe": {**saved["train"], **recipe}}
         checkpoint.save_weights(weights, state.ema_params, metadata)
         print(f"weights: {weights}")
 

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -16,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import safetensors.numpy
 from checkpoint_worker import CONFIG as WORKER_CONFIG
 from checkpoint_worker import state_at
 
@@ -113,6 +113,12 @@ def test_no_bit_flipped_in_any_file_goes_unnoticed(two):
             assert checkpoint.latest(two) == 1, file
         file.write_bytes(whole)
     assert checkpoint.latest(two) == 2
+    whole = (two / "2" / "manifest.json").read_bytes()
+    for at in range(0, len(whole), len(whole) // 50):  # config, extra and all
+        flip_a_bit(two / "2" / "manifest.json", at)
+        with pytest.warns(UserWarning, match="2 is passed over: manifest.json is damaged"):
+            assert checkpoint.latest(two) == 1, at
+        (two / "2" / "manifest.json").write_bytes(whole)
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
@@ -218,6 +224,18 @@ def test_a_save_cut_short_leaves_the_last_whole_one(two, monkeypatch, at, step):
     assert_same(state, make_state(9 if at == "_prune" else 2))
     checkpoint.save(two, 4, make_state(4), CONFIG)
     assert len(steps_on_disk(two)) == 2 and all(len(list(p.iterdir())) == 2 for p in two.iterdir())
+
+
+def test_a_deletion_cut_short_leaves_nothing_that_looks_like_a_checkpoint(two, monkeypatch):
+    def die(path):
+        biggest_file(path).unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", die)
+        checkpoint.save(two, 3, make_state(3), CONFIG)
+    assert (two / "1").exists() and not (two / "1" / "manifest.json").exists()
+    assert_same(restore(two)[0], make_state(3))
 
 
 def test_a_new_run_does_not_start_in_the_folder_of_an_old_one(two):
@@ -337,8 +355,12 @@ def test_no_bit_flipped_in_weights_goes_unnoticed(weights):
         assert "\n" not in str(error.value)
 
 
-def test_weights_of_another_tool_are_refused(tmp_path):
-    safetensors.numpy.save_file({"a": np.ones(3)}, tmp_path / "other.safetensors")
+@pytest.mark.parametrize("dtype, size", [("F32", 4), ("BF16", 2), ("F8_E4M3", 1)])
+def test_weights_of_another_tool_are_refused(tmp_path, dtype, size):
+    entry = {"dtype": dtype, "shape": [1], "data_offsets": [0, size]}
+    header = json.dumps({"a": entry}).encode()
+    data = len(header).to_bytes(8, "little") + header + bytes(size)
+    (tmp_path / "other.safetensors").write_bytes(data)
     with pytest.raises(CheckpointError, match="not as save_weights wrote it"):
         checkpoint.load_weights(tmp_path / "other.safetensors")
 

@@ -1,1 +1,1 @@
-"""The embedded data set: scenes of one or two objects, drawn, captioned and read back by the project itself."""
+"""The embedded data set: scenes of one or two objects, drawn, captioned and read back."""

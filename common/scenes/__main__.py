@@ -1,4 +1,4 @@
-"""python -m common.scenes show | read | export | prepare | check: look at the scenes, read pictures, write them out."""
+"""Look at the scenes, read pictures, write them out, measure the reader."""
 
 import argparse
 import json
@@ -79,7 +79,7 @@ def _show(args) -> None:
 
 
 def sheet(images: np.ndarray, captions: list[str], columns: int = 8) -> Image.Image:
-    """Pictures uint8 (N, H, W, 3), each enlarged to 128 pixels over its caption, on one white sheet."""
+    """Pictures uint8 (N, H, W, 3), each at 128 pixels over its caption, on one white sheet."""
     side, gap, lines = 128, 12, 4
     cell_w, cell_h = side + gap, side + gap + 12 * lines
     columns = min(columns, len(images))
@@ -125,7 +125,9 @@ def _open(file: Path) -> np.ndarray:
         raise WrongInput(f"{file} is not a picture that can be opened") from None
     width, height = image.size
     if width != height or width % 32:
-        raise WrongInput(f"{file} is {width} x {height}: a square of 32, 64, 96, ... pixels is needed")
+        raise WrongInput(
+            f"{file} is {width} x {height}: a square of 32, 64, 96, ... pixels is needed"
+        )
     return np.asarray(image.resize((32, 32), Image.BOX))
 
 

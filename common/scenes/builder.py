@@ -1,4 +1,4 @@
-"""The data set on disk: a tensorflow_datasets builder (no TensorFlow needed), prepared once, and a loader of arrays."""
+"""The data set on disk: a tfds builder that needs no TensorFlow, and a loader of arrays."""
 
 import contextlib
 import io
@@ -14,9 +14,13 @@ from tqdm import tqdm
 
 from common.scenes.captions import caption
 from common.scenes.render import SIZE, VERSION, halve, render
-from common.scenes.scene import Scene, draw_scene, scene_from_json, scene_to_json
+from common.scenes.scene import draw_scene, scene_from_json, scene_to_json
 
-SPLITS = {"train": 24_000, "test": 2_000, "held_out": 1_000}  # held_out: scenes with a held-out pair
+SPLITS = {
+    "train": 24_000,
+    "test": 2_000,
+    "held_out": 1_000,
+}  # held_out: scenes with a held-out pair
 _SEED = 2022
 _BATCH = 1024  # scenes in memory while preparing
 
@@ -52,11 +56,14 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
             with ThreadPoolExecutor() as pool:  # compression is the slowest step and frees the GIL
                 files = list(pool.map(_png, render(scenes)))
             for i, (scene, file) in enumerate(zip(scenes, files, strict=True)):
-                yield start + i, {
-                    "image": file,
-                    "caption": caption(scene, rng),
-                    "scene": scene_to_json(scene),
-                }
+                yield (
+                    start + i,
+                    {
+                        "image": file,
+                        "caption": caption(scene, rng),
+                        "scene": scene_to_json(scene),
+                    },
+                )
                 bar.update()
         if split == list(SPLITS)[-1]:
             bar.close()
@@ -78,8 +85,8 @@ def default_data_dir() -> Path:
 def prepare(data_dir: str | Path | None = None) -> Scenes:
     """The builder with its data on disk: written on the first call, under a progress bar.
 
-    tfds writes into a temporary folder and renames it at the end, so a killed preparation is redone; the
-    version of the pictures is part of the path, so pictures of an older renderer are never read.
+    tfds writes into a temporary folder and renames it at the end, so a killed one is redone; the
+    version of the pictures is part of the path, so those of an older renderer are never read.
     """
     root = Path(data_dir or default_data_dir())
     builder = Scenes(data_dir=str(root), file_format="array_record")
@@ -89,7 +96,7 @@ def prepare(data_dir: str | Path | None = None) -> Scenes:
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
-    tfds.disable_progress_bar()  # its nested bars and its prints; ours tells the time that remains
+    tfds.disable_progress_bar()  # ours tells the time that remains
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare()
@@ -100,7 +107,7 @@ def prepare(data_dir: str | Path | None = None) -> Scenes:
 
 
 def load(split: str, size: int = 32, data_dir: str | Path | None = None) -> dict:
-    """One split in memory: {"image": uint8 (N, size, size, 3), "scenes": list of N Scene}, size 32 or 64.
+    """One split: {"image": uint8 (N, size, size, 3), "scenes": list of N Scene}, size 32 or 64.
 
     Decoded arrays are kept beside the data set as .npz, so only the first call decodes PNGs.
     """
@@ -122,10 +129,13 @@ def _decode(builder: Scenes, split: str, size: int, path: Path) -> None:
     source = builder.as_data_source(split)
     images = np.empty((len(source), size, size, 3), np.uint8)
     lines = []
-    for i, example in enumerate(tqdm(source, desc=f"decoding {split}", unit="scene", leave=False)):
+    for i, example in enumerate(tqdm(source, f"decoding {split}", leave=False, unit="scene")):
         images[i] = example["image"] if size == SIZE else halve(example["image"][None])[0]
         lines.append(example["scene"])
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        np.savez(file, image=images, scenes=np.frombuffer(b"\n".join(lines), np.uint8))
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            np.savez(file, image=images, scenes=np.frombuffer(b"\n".join(lines), np.uint8))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

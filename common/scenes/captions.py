@@ -1,8 +1,8 @@
-"""Captions that are true but incomplete, and the way back: what a caption claims, and whether a picture keeps it.
+"""Captions that are true but incomplete, and the way back from a caption to what it claims.
 
-Shape and colour are always named; size, place, background and style each about half of the time, in several
-phrasings; material, texture and jitter never. So a caption leaves several pictures open, which is what makes
-guidance measurable.
+Shape and colour are always named; size, place, background and style each about half of the time, in
+several phrasings; material, texture and jitter never. So a caption leaves several pictures open,
+which is what makes guidance measurable.
 """
 
 import re
@@ -40,14 +40,14 @@ STYLE_PREFIXES = {
     "drawing": ("drawing of", "sketch of"),
     "mosaic": ("mosaic of", "tile mosaic of"),
 }
-NIGHT_PHRASES = ("at night", "in the dark")  # the one style that follows its objects
+NIGHT_PHRASES = ("at night", "in the dark")  # the one style named after the objects
 JOINS = ("and", "with")
 
-# Words that people type and that no caption contains, with the word to put in their place.
+# Words that people type and no caption contains, with the word to put in their place.
 SYNONYMS = {
-    "gray": "grey", "center": "centre", "sphere": "ball", "box": "cube", "block": "cube", "torus": "ring",
-    "donut": "ring", "tiny": "small", "huge": "large", "violet": "purple", "turquoise": "cyan",
-    "beneath": "below",
+    "gray": "grey", "center": "centre", "sphere": "ball", "box": "cube", "block": "cube",
+    "torus": "ring", "donut": "ring", "tiny": "small", "huge": "large", "violet": "purple",
+    "turquoise": "cyan", "beneath": "below",
 }  # fmt: skip
 
 _RELATION_PLACES = {
@@ -59,14 +59,16 @@ _RELATION_PLACES = {
 
 
 def caption(scene: Scene, rng: np.random.Generator, rho: float = 0.0) -> str:
-    """A caption of the scene; each named shape and each named colour is replaced by another with probability rho."""
+    """A caption of the scene; each shape and each colour is another one with probability rho."""
     objects = list(scene.objects)
     if len(objects) == 2 and rng.random() < 0.5:
         objects.reverse()
     words = [_noun(o, rng, rho) for o in objects]
     told = rng.random(3) < 0.5  # place, background, style
     if len(objects) == 2:
-        relation = {"left": "left", "right": "right", "top": "above", "bottom": "below"}[objects[0].place]
+        relation = {"left": "left", "right": "right", "top": "above", "bottom": "below"}[
+            objects[0].place
+        ]
         words.insert(1, _pick(rng, RELATION_PHRASES[relation] if told[0] else JOINS))
     elif told[0]:
         words.append(_pick(rng, PLACE_PHRASES[objects[0].place]))
@@ -111,24 +113,28 @@ def _phrase_table() -> dict[str, tuple[str, str | None]]:
 
 _TABLE = _phrase_table()
 _LONGEST = max(len(p.split()) for p in _TABLE)
-VOCABULARY = tuple(sorted({word for phrase in _TABLE for word in phrase.split()}))  # every word of every caption
+# Every word of every caption.
+VOCABULARY = tuple(sorted({word for phrase in _TABLE for word in phrase.split()}))
 
 
 def canonical(text: str) -> str:
-    """Lower case, no punctuation, and synonyms that no caption contains replaced by words of VOCABULARY."""
+    """Lower case, no punctuation, and words of VOCABULARY in place of their SYNONYMS."""
     return " ".join(SYNONYMS.get(w, w) for w in re.findall(r"[a-z0-9]+", text.lower()))
 
 
 def claims(text: str) -> dict:
-    """What a caption claims: {"objects": [{"shape", "colour", "size"}], "relation", "place", "background", "style"}.
+    """What a caption claims: {"objects": [{"shape", "colour", "size"}], "relation" (left, right,
+    above, below: of the first object to the second) or "place", "background", "style"}.
 
-    Only what is named is there. Raises ValueError, with one sentence, for words that the grammar does not have.
+    Only what is named is there. Raises ValueError (one sentence) for what the grammar has not.
     """
     words, found, open_object = canonical(text).split(), {"objects": []}, {}
     while words:
         length = next((n for n in range(_LONGEST, 0, -1) if " ".join(words[:n]) in _TABLE), 0)
         if not length:
-            raise ValueError(f"the caption grammar has no place for the word '{words[0]}' in '{text}'")
+            raise ValueError(
+                f"the caption grammar has no place for the word '{words[0]}' in '{text}'"
+            )
         kind, value = _TABLE[" ".join(words[:length])]
         words = words[length:]
         if kind in ("size", "colour", "shape"):
@@ -142,17 +148,22 @@ def claims(text: str) -> dict:
             if found.setdefault(kind, value) != value:
                 raise ValueError(f"two different words for the {kind} in '{text}'")
     if open_object or not 1 <= len(found["objects"]) <= 2:
-        raise ValueError(f"a caption names one or two objects by their shape, which '{text}' does not")
-    if "relation" in found and len(found["objects"]) != 2 or "place" in found and len(found["objects"]) != 1:
-        raise ValueError(f"a place is for one object and a relation for two, which '{text}' mixes up")
+        raise ValueError(
+            f"a caption names one or two objects by their shape, which '{text}' does not"
+        )
+    count = len(found["objects"])
+    if ("relation" in found and count != 2) or ("place" in found and count != 1):
+        raise ValueError(
+            f"a place is for one object and a relation for two, which '{text}' mixes up"
+        )
     return found
 
 
 def agrees(claimed: dict, reading: dict) -> dict[str, bool]:
-    """Which claims of `claims(text)` a reading (see reader.read) keeps; what is not claimed is not in the answer.
+    """Which claims of `claims(text)` a reading (of reader.read) keeps; the unclaimed is left out.
 
-    Objects are matched in the order that keeps most. "shape_colour": every object has both its own shape and its own
-    colour; "all": everything named is right, and so is the number of objects.
+    Objects are matched in the order that keeps most. "shape_colour": every object has both its own
+    shape and its own colour; "all": everything named is right, and so is the number of objects.
     """
     wanted, seen = claimed["objects"], reading["objects"] if reading["valid"] else []
     out = {"valid": bool(reading["valid"]), "count": len(wanted) == len(seen)}
@@ -175,5 +186,7 @@ def _matched(claimed: dict, order: tuple[dict, ...]) -> dict[str, bool]:
     if "place" in claimed:
         kept["place"] = order[0].get("place") == claimed["place"]
     if "relation" in claimed:
-        kept["place"] = tuple(o.get("place") for o in order) == _RELATION_PLACES[claimed["relation"]]
+        kept["place"] = (
+            tuple(o.get("place") for o in order) == _RELATION_PLACES[claimed["relation"]]
+        )
     return kept

@@ -1,4 +1,4 @@
-"""How far the reader can be trusted: right on fresh and on disturbed renders, and invalid on what is no scene."""
+"""How far the reader can be trusted, on renders, on disturbed renders, and on what is no scene."""
 
 from collections import Counter
 
@@ -13,7 +13,7 @@ ATTRIBUTES = ("valid", "count", "shape", "colour", "size", "place", "background"
 
 
 def accuracy(scenes: list[Scene], readings: list[dict]) -> dict[str, float]:
-    """Share of right answers for each attribute, and over "all"; objects of a wrong count are wrong."""
+    """Share of right answers per attribute, and over "all"; objects of a wrong count are wrong."""
     right, asked = Counter(), Counter()
 
     def note(kind: str, is_right: bool) -> None:
@@ -41,7 +41,7 @@ def fresh(num: int, seed: int) -> tuple[list[Scene], np.ndarray]:
 
 
 def disturbed(images: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """The same pictures a little off, as a generative model draws them; uint8 (N, 32, 32, 3) each."""
+    """The same pictures a little off, as a model may draw them; uint8 (N, 32, 32, 3) each."""
 
     def noisy(x):
         return x + rng.normal(0, 6, images.shape)
@@ -60,7 +60,9 @@ def disturbed(images: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndar
     }
 
 
-def no_scenes(scenes: list[Scene], images: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def no_scenes(
+    scenes: list[Scene], images: np.ndarray, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
     """Pictures that are no scene, made from (or like) renders uint8 (N, 32, 32, 3)."""
     n, shape = len(images), images.shape
     x = images.astype(np.float32)

@@ -1,9 +1,9 @@
 """Reads a picture back into the attributes of a scene, without a network.
 
 1. Background: the named background, in one of the styles, whose colour most pixels have.
-2. Objects: connected regions of pixels off the ray of that colour (shadow, grout, vignette lie on it).
-3. Each region: the nearest rendered templates give its shape, its size and photo or drawing; the
-   nearest named colour is its colour. Mosaic is told by its grout, night by its darkness.
+2. Objects: connected regions of pixels off the ray of that colour (shadow and grout lie on it).
+3. Each region: the nearest rendered templates give shape, size and photo or drawing; the nearest
+   named colour is its colour. Mosaic is told by its grout, night by its darkness.
 4. What fits none of this well enough is invalid.
 
 References and templates are drawn by the renderer on first use and measured like any other picture.
@@ -16,8 +16,18 @@ import numpy as np
 from scipy import ndimage
 
 from common.scenes.render import halve, render
-from common.scenes.scene import BACKGROUNDS, COLOURS, MATERIALS, PLACES, SHAPES, SIZES, STYLES
-from common.scenes.scene import Object, Scene, nearest_place
+from common.scenes.scene import (
+    BACKGROUNDS,
+    COLOURS,
+    MATERIALS,
+    PLACES,
+    SHAPES,
+    SIZES,
+    STYLES,
+    Object,
+    Scene,
+    nearest_place,
+)
 
 _POSES = 48  # templates for each style, shape and size
 _WINDOW = 20  # side of the window around an object, in pixels of 32
@@ -25,7 +35,7 @@ _OFF_RAY = 0.12  # distance from the ray of the background at which an object be
 _MIN_AREA = 9  # pixels; a smaller region is a speck
 _DARK = 0.36  # mean background below it: night
 _GROUT = 0.035  # relative brightness of tiles over grout above it: mosaic
-# What lies beyond these limits is no scene; fresh renders keep well inside.
+# Beyond these limits is no scene; fresh renders keep well inside.
 _MAX_SPECKS = 8  # pixels in specks
 _MAX_MISFIT = 0.17  # squared distance to the templates, 0 (same) .. 1 (nothing in common)
 _MAX_COLOUR = 0.125  # distance to the nearest named colour
@@ -44,34 +54,36 @@ def truth(scene: Scene) -> dict:
 def read(images: np.ndarray) -> list[dict]:
     """Readings of uint8 images (N, 32, 32, 3) or (N, 64, 64, 3).
 
-    Each is {"valid", "background", "style", "objects": [{"shape", "colour", "size", "place", "x", "y"}]}
-    with one or two objects (left to right or top to bottom, x and y in [0, 1]); an invalid picture
-    has empty names and no objects.
+    Each is {"valid", "background", "style", "objects"}; each of the one or two objects (left to
+    right or top to bottom) is {"shape", "colour", "size", "place", "x", "y"}, x and y in [0, 1]. An
+    invalid picture has empty names and no objects.
     """
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.shape[1:] not in ((32, 32, 3), (64, 64, 3)):
-        raise ValueError(f"read wants uint8 (N, 32 | 64, same, 3), not {images.dtype} {images.shape}")
+        raise ValueError(
+            f"read wants uint8 (N, 32 | 64, same, 3), not {images.dtype} {images.shape}"
+        )
     if images.shape[1] == 64:
         images = halve(images)
     return [_judge(m) for m in measure(images)]
 
 
 def measure(images: np.ndarray) -> list[dict]:
-    """All that `read` judges by, for uint8 (N, 32, 32, 3): numbers to compare with the limits above."""
-    measured = [m for part in _split(images, 500) for m in _regions(part)]
+    """All that `read` judges by, for uint8 (N, 32, 32, 3): numbers to hold against the limits."""
+    return [m for i in range(0, len(images), 500) for m in _measure(images[i : i + 500])]
+
+
+def _measure(images: np.ndarray) -> list[dict]:
+    measured = _regions(images)
     regions = [r for m in measured for r in m["regions"]]
     if regions:
-        templates = _templates()
-        scores = _distances(np.stack([r["look"] for r in regions]), templates["look"])
+        looks = np.stack([r["look"] for r in regions])
+        scores = _distances(looks, _templates()["look"])
         shape = (len(regions), len(STYLES), len(SHAPES) * len(SIZES), _POSES)
         for region, row in zip(regions, scores.reshape(shape), strict=True):
             region["misfit"] = np.sort(row, axis=-1)[..., :3].mean(-1)  # (styles, shapes * sizes)
             region["pose"] = row.argmin(-1)
     return measured
-
-
-def _split(images: np.ndarray, size: int) -> list[np.ndarray]:
-    return [images[i : i + size] for i in range(0, len(images), size)]
 
 
 def _judge(m: dict) -> dict:
@@ -115,7 +127,7 @@ def _object(region: dict, style: int) -> dict | None:
 
 
 def _off_colour(rgb: np.ndarray, named: np.ndarray) -> np.ndarray:
-    """Distance of a colour (3,) to each named one (C, 3), give or take the brightness that shading changes."""
+    """Distance of a colour (3,) to each named one (C, 3), give or take 15% of brightness."""
     bright = (named @ rgb / (named**2).sum(-1)).clip(0.85, 1.15)
     return np.linalg.norm(rgb[None, :] - bright[:, None] * named, axis=-1)
 
@@ -132,13 +144,13 @@ def _invalid() -> dict:
 
 
 def _regions(images: np.ndarray) -> list[dict]:
-    """Background and regions of uint8 (N, 32, 32, 3); no regions where there are none or more than two."""
+    """Background and regions of uint8 (N, 32, 32, 3); no regions if there are more than two."""
     rgb = images.astype(np.float32) / 255
     ground = _ground(rgb)
-    scale = (rgb * ground[:, None, None]).sum(-1) / (ground**2).sum(-1)[:, None, None]
+    scale = (rgb * ground[:, None, None]).sum(-1) / ((ground**2).sum(-1) + 1e-6)[:, None, None]
     ray = scale.clip(0.45, 1.25)[..., None] * ground[:, None, None]
     off = np.linalg.norm(rgb - ray, axis=-1)
-    across = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]])  # neighbours in one picture, not between pictures
+    across = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]])  # not from picture to picture
     labels, count = ndimage.label(off > _OFF_RAY, np.stack([0 * across, across, 0 * across]))
     areas = np.bincount(labels.ravel(), minlength=count + 1)
     out = []
@@ -201,7 +213,12 @@ def _region(rgb: np.ndarray, off: np.ndarray, labels: np.ndarray, k: int) -> dic
     half = _WINDOW // 2
     maps = np.pad(np.stack([cover, 0.8 * shading]), ((0, 0), (half, half), (half, half)))
     look = maps[:, row : row + _WINDOW, column : column + _WINDOW]
-    return {"centre": (column / 32, row / 32), "rgb": colour, "look": look.ravel(), "area": len(rows)}
+    return {
+        "centre": (column / 32, row / 32),
+        "rgb": colour,
+        "look": look.ravel(),
+        "area": len(rows),
+    }
 
 
 def _distances(looks: np.ndarray, templates: np.ndarray) -> np.ndarray:
@@ -224,7 +241,7 @@ def _grounds() -> np.ndarray:
 
 @cache
 def _templates() -> dict[str, np.ndarray]:
-    """Looks (K, F) and offsets (K, 2) of rendered objects, and colours (styles, colours, 3) as measured."""
+    """Looks (K, F), offsets (K, 2) and colours (styles, colours, 3) of rendered objects."""
     rng = np.random.default_rng(1)
     scenes = [
         _template_scene(rng, style, shape, size, list(COLOURS)[i % len(COLOURS)])
@@ -232,7 +249,9 @@ def _templates() -> dict[str, np.ndarray]:
     ]
     regions = [m["regions"][0] for m in _regions(render(scenes, 32))]
     objects = [s.objects[0] for s in scenes]
-    offset = [(o.x - r["centre"][0], o.y - r["centre"][1]) for o, r in zip(objects, regions, strict=True)]
+    offset = [
+        (o.x - r["centre"][0], o.y - r["centre"][1]) for o, r in zip(objects, regions, strict=True)
+    ]
     rgb = np.stack([r["rgb"] for r in regions]).reshape(len(STYLES), -1, len(COLOURS), 3)
     return {
         "look": np.stack([r["look"] for r in regions]),
@@ -241,7 +260,9 @@ def _templates() -> dict[str, np.ndarray]:
     }
 
 
-def _template_scene(rng: np.random.Generator, style: str, shape: str, size: str, colour: str) -> Scene:
+def _template_scene(
+    rng: np.random.Generator, style: str, shape: str, size: str, colour: str
+) -> Scene:
     x, y = np.array(PLACES[rng.choice(list(PLACES))]) + rng.uniform(-0.04, 0.04, 2)
     o = Object(
         shape, colour, size, x, y, str(rng.choice(MATERIALS)), rng.uniform(-0.2, 0.2),

@@ -1,6 +1,6 @@
-"""A scene as a record of attributes: the vocabulary of the data set, and how scenes are drawn at random.
+"""A scene as a record of attributes: the vocabulary of the data set, and random scenes.
 
-All positions and lengths are in image units: (0, 0) is the top left corner, (1, 1) the bottom right one.
+Positions and lengths are in image units: (0, 0) is the top left corner, (1, 1) the bottom right.
 """
 
 import json
@@ -85,11 +85,15 @@ class Scene:
     background: str
     style: str
     objects: tuple[Object, ...]
-    texture: tuple[float, float, float] = (0.0, 0.0, 0.0)  # phases in [0, 1) of the background texture
+    texture: tuple[float, float, float] = (
+        0.0,
+        0.0,
+        0.0,
+    )  # phases in [0, 1)
 
 
 def draw_scene(rng: np.random.Generator, *, held_out: bool = False) -> Scene:
-    """A random scene; with `held_out` at least one of its objects is a held-out (shape, colour) pair, else none is."""
+    """A random scene; with `held_out` at least one object is a held-out pair, else none is."""
     kinds = _draw_kinds(rng, held_out)
     if len(kinds) == 1:
         places = (str(rng.choice(list(PLACES))),)
@@ -111,7 +115,7 @@ def draw_scene(rng: np.random.Generator, *, held_out: bool = False) -> Scene:
 
 
 def _draw_kinds(rng: np.random.Generator, held_out: bool) -> list[tuple[str, str]]:
-    """One or two (shape, colour) pairs, different in both, so that a reader can tell which is which."""
+    """One or two (shape, colour) pairs, different in both, so that one can tell which is which."""
     count = 1 + rng.integers(2)
     while True:
         shapes = rng.choice(SHAPES, count, replace=False)

@@ -1,0 +1,39 @@
+# Two commands matter: `make run` and `make test`. Each sets up what it needs first.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint train study scenes clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 10
+
+run: $(READY)  ## the main job: captions to pictures, into out/first-light
+	$(BIN)/python -m glide demo
+
+test: $(READY) lint  ## all tests
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest
+
+lint: $(READY)  ## style
+	$(BIN)/ruff check .
+
+train: $(READY)  ## GLIDE from scratch, as the shipped weights were (hours on 2 cores)
+	$(BIN)/python -m glide train --preset small --out runs/glide
+
+study: $(READY)  ## the numbers and figures of the README tables
+	$(BIN)/python -m glide study
+
+scenes: $(READY)  ## a sheet of the data set, into out/scenes.png
+	$(BIN)/python -m common.scenes show --out out/scenes.png
+
+clean:  ## remove what make installed and drew here; data and runs stay
+	rm -rf .venv out build *.egg-info
+
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo "guidebook needs Python 3.11 to 3.13; name one: make PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
