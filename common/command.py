@@ -45,7 +45,8 @@ def check_out(out: Path) -> bool:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ValueError(f"cannot write to {folder}: {error.strerror}; choose another out") from error
+        why = error.strerror
+        raise ValueError(f"cannot write to {folder}: {why}; choose another out") from error
     if out.suffix and out.is_dir():
         raise ValueError(f"{out} is a folder; choose another out")
     return bool(out.suffix)

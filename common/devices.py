@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 AXIS = "data"
 
@@ -107,7 +107,7 @@ def pmap_step(step: Callable, data: Any = None) -> Callable:
 
     def call(state, rows, keys):
         # A fresh state moves to where the next ones will be: else the second call compiles anew.
-        if jax.tree.leaves(state)[0].sharding != everywhere:
+        if isinstance(jax.tree.leaves(state)[0].sharding, SingleDeviceSharding):
             state = jax.device_put(state, everywhere)
         return compiled(state, data, jax.tree.map(split, rows), split(keys))
 
@@ -138,6 +138,11 @@ def shard(tree: Any) -> Any:
         return _place(a, sharding)
 
     return jax.tree.map(place, tree)
+
+
+def local(tree: Any) -> Any:
+    """This host's copy of replicated arrays, for what one host does alone (drawing, writing)."""
+    return jax.tree.map(lambda a: a.addressable_data(0), tree)
 
 
 def _place(array: Any, sharding: NamedSharding) -> jax.Array:

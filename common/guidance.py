@@ -47,8 +47,9 @@ def classifier_free(
         )
         pred = denoise(jnp.concatenate([x, x]), jnp.concatenate([t, t]), both)
         eps_cond, eps_null = jnp.split(pred.eps, 2)
+        scale = _per_example(guidance_scale, x.ndim)
         v = None if pred.v is None else jnp.split(pred.v, 2)[0]
-        return Prediction(eps_null + _per_example(guidance_scale, x.ndim) * (eps_cond - eps_null), v)
+        return Prediction(eps_null + scale * (eps_cond - eps_null), v)
 
     return guided
 

@@ -160,7 +160,8 @@ class AttentionBlock(nn.Module):
         q, k, v = jnp.split(dense(3 * C, self.dtype, name="qkv")(h), 3, axis=-1)
         if context is not None:
             context_kv = dense(2 * C, self.dtype, name="context_kv")(context)
-            k, v = (jnp.concatenate(p, 1) for p in zip(jnp.split(context_kv, 2, -1), (k, v)))
+            context_k, context_v = jnp.split(context_kv, 2, axis=-1)
+            k, v = jnp.concatenate([context_k, k], 1), jnp.concatenate([context_v, v], 1)
         h = dense(C, self.dtype, zero=True, name="out")(attention(q, k, v, self.heads))
         return x + h.reshape(x.shape)
 

@@ -96,6 +96,7 @@ def log_variance(
     (Nichol & Dhariwal 2021, eq. 15). At s = 0 the small one is log 0 and is replaced by that of
     the step 2t -> t: with s = t - 1 this is ADM's "index 1 for index 0". No noise is added there.
     """
+    t, s = jnp.asarray(t), jnp.asarray(s)
     first = s == 0
     t_low, s_low = jnp.where(first, jnp.minimum(2 * t, schedule.T), t), jnp.where(first, t, s)
     large = transition_variance(schedule, t, s, ndim)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from common.guidance import Denoiser
+from common.multistep import dpm_solver, plms
 from common.process import (
     Prediction,
     eps_from_x0,
@@ -22,6 +23,9 @@ from common.process import (
     x0_from_eps,
 )
 from common.schedule import Schedule
+
+__all__ = ["ancestral", "ancestral_step", "clip_x0", "ddim_step", "dpm_solver", "invert"]
+__all__ += ["noise_like", "plms", "sample", "sample_path", "sections", "timesteps"]
 
 Hook = Callable[[jax.Array], jax.Array]  # x0 -> x0
 Project = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # x_s, s, key -> x_s
@@ -34,26 +38,31 @@ def timesteps(T: int, steps: int) -> np.ndarray:
     """
     if not 1 <= steps <= T:
         raise ValueError(f"steps must be in 1..{T} (the schedule has {T} times), not {steps}")
-    return np.append(np.rint(np.linspace(T, 1, steps)), 0).astype(np.int32)
+    indices = _strided(T, steps) if steps > 1 else np.array([T - 1])
+    return np.append(indices[::-1] + 1, 0).astype(np.int32)
 
 
 def sections(T: int, counts: str) -> np.ndarray:
     """Times from section counts such as "10,10,3,2,2", first the fifth with the least noise.
 
-    Each of the equal sections is strided evenly, both its ends kept (ADM's respace.py); the last
+    Each of the equal sections is strided evenly, both its ends kept (ADM's respace.py); the first
     of GLIDE's 27 upsampler times is 998 of 1000, not 1000, which is left to the caller.
     """
     counts = [int(c) for c in counts.split(",")]
     size, extra = divmod(T, len(counts))
-    times, start = [], 0
-    for i, count in enumerate(counts):
-        length = size + (i < extra)
-        if count > length:
+    lengths = [size + (i < extra) for i in range(len(counts))]
+    for count, length in zip(counts, lengths, strict=True):
+        if not 1 <= count <= length:
             raise ValueError(f"cannot take {count} steps from a section of {length} times")
-        stride = (length - 1) / (count - 1) if count > 1 else 1
-        times += [start + round(stride * k) + 1 for k in range(count)]
-        start += length
-    return np.array([*times[::-1], 0], np.int32)
+    starts = np.cumsum([0, *lengths[:-1]])
+    parts = [s + _strided(n, c) for s, n, c in zip(starts, lengths, counts, strict=True)]
+    return np.append(np.concatenate(parts)[::-1] + 1, 0).astype(np.int32)
+
+
+def _strided(length: int, count: int) -> np.ndarray:
+    """`count` of 0..length-1 with both ends, rounded as ADM does: a running sum, half to even."""
+    stride = (length - 1) / (count - 1) if count > 1 else 1.0
+    return np.rint(np.cumsum([0.0] + [stride] * (count - 1)))
 
 
 def clip_x0(x0: jax.Array) -> jax.Array:
@@ -87,7 +96,6 @@ def ddim_step(
     the small variance. z (B, ...) standard normal; nothing of it enters at s = 0.
     Song, Meng & Ermon 2021, eq. 12 and 16.
     """
-    t, s = jnp.asarray(t), jnp.asarray(s)
     x0, eps = _x0_eps(schedule, x, pred.eps, t, x0_fn)
     signal_s, noise_s = schedule.at(s, x.ndim)
     _, noise_t = schedule.at(t, x.ndim)
@@ -112,12 +120,11 @@ def ancestral_step(
     The mean goes through the (clipped) x0; no noise is added at s = 0.
     Ho et al. 2020, Algorithm 2; Nichol & Dhariwal 2021, eq. 15.
     """
-    t, s = jnp.asarray(t), jnp.asarray(s)
     x0, _ = _x0_eps(schedule, x, pred.eps, t, x0_fn)
     mean, _ = posterior(schedule, x0, x, t, s)
     sd = jnp.exp(0.5 * log_variance(schedule, t, s, x.ndim, variance, pred.v))
-    last = (s == 0).reshape(s.shape + (1,) * (x.ndim - s.ndim))
-    return jnp.where(last, mean, mean + sd * z)
+    noise_s = schedule.at(s, x.ndim)[1]
+    return jnp.where(noise_s == 0, mean, mean + sd * z)
 
 
 def noise_like(key: jax.Array, x: jax.Array) -> jax.Array:

@@ -27,7 +27,8 @@ class Schedule(NamedTuple):
         return self.signal.shape[0] - 1
 
     def at(self, t: jax.Array, ndim: int) -> tuple[jax.Array, jax.Array]:
-        """signal_t and noise_t of t (B,), shaped (B, 1, ...) to multiply arrays of `ndim` axes."""
+        """signal_t and noise_t of t (B,) or a scalar, shaped to multiply arrays of `ndim` axes."""
+        t = jnp.asarray(t)
         shape = t.shape + (1,) * (ndim - t.ndim)
         return self.signal[t].reshape(shape), self.noise[t].reshape(shape)
 

@@ -79,8 +79,10 @@ class TextEncoder(nn.Module):
     @nn.compact
     def __call__(self, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
         c = self.config
-        small = nn.initializers.normal(0.02)
-        h = nn.Embed(c.vocabulary, c.width, dtype=c.dtype, embedding_init=small)(tokens)
+        # Words start large and places small, as in GLIDE (PyTorch's embedding is N(0, 1)): were
+        # both 0.02, tokens would start nearly alike and colours be learned many times slower.
+        word, small = nn.initializers.normal(1.0), nn.initializers.normal(0.02)
+        h = nn.Embed(c.vocabulary, c.width, dtype=c.dtype, embedding_init=word)(tokens)
         h = h + self.param("position", small, (c.length, c.width))[None].astype(c.dtype)
         padding = self.param("padding", small, (c.length, c.width))[None].astype(c.dtype)
         h = jnp.where((tokens == PAD)[..., None], padding, h)

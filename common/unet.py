@@ -35,7 +35,7 @@ class UNetConfig:
     heads: int | None = None  # a fixed number of heads (LDM 8, DDPM 1)
     context: str | None = None  # text: None, "joint" (GLIDE) or "cross" (LDM)
     num_classes: int | None = None  # a learned embedding per class, added to the time embedding
-    scale_shift: bool = True  # time scales and shifts the norm (ADM, GLIDE), or is added (LDM, DDPM)
+    scale_shift: bool = True  # time modulates the norm (ADM, GLIDE); else is added (LDM, DDPM)
     updown: str = "resblock"  # "resblock" (ADM, GLIDE), "conv" (LDM), "conv_asym" (DDPM)
     time_order: str = "cos_sin"  # "sin_cos" for DDPM
     groups: int = 32  # of every GroupNorm

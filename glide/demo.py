@@ -9,18 +9,8 @@ import numpy as np
 from common import command, data, devices, metrics, plot
 from common.scenes.captions import caption
 from glide.model import load
-from glide.sample import SHIPPED, draw
+from glide.sample import EXAMPLES, SHIPPED, draw
 
-PROMPTS = (
-    "a small red ball above a large blue cube",
-    "a photo of a large yellow star",
-    "a green heart on a white background",
-    "a drawing of a pink cone",
-    "a large cyan ring left of a small orange ball",
-    "a mosaic of a purple cube",
-    "a blue ball at night",
-    "a small yellow heart below a large red cone",
-)
 SCALES = (0.0, 1.0, 3.0)
 
 
@@ -42,34 +32,35 @@ def main(c: DemoConfig) -> None:
     command.check_out(c.out)
     scenes = data.load("scenes", "test", size=config.size)
 
-    # One row of work per (caption, scale, picture), drawn in batches of one caption and scale set.
-    prompts = [p for p in PROMPTS for _ in SCALES for _ in range(c.num)]
-    scales = np.tile(np.repeat(np.float32(SCALES), c.num), len(PROMPTS))
-    path = draw(
-        config, params, prompts, guidance_scale=scales, steps=c.steps, seed=c.seed, path=True,
-        chunk=2 * len(SCALES) * c.num, progress=True,
-    )  # fmt: skip
-    images = path[-1]
+    # The same noise at every scale, so that a row of the grid shows what guidance changes.
+    prompts = [prompt for prompt in EXAMPLES for _ in range(c.num)]
+    paths, chunk = {}, 2 * c.num
+    for scale in SCALES:
+        print(f"guidance {scale:g}")
+        paths[scale] = draw(config, params, prompts, guidance_scale=scale, steps=c.steps,
+                            seed=c.seed, path=True, chunk=chunk, progress=True)  # fmt: skip
 
     print("\nshape and colour of every object right, by the reader:")
-    for scale in SCALES:
-        rows = scales == scale
-        print(f"  guidance {scale:g}   {rate(np.array(prompts)[rows], images[rows])}")
+    for scale, path in paths.items():
+        print(f"  guidance {scale:g}   {rate(prompts, path[-1])}")
     rng = np.random.default_rng(c.seed)
     texts = [caption(scene, rng) for scene in scenes["scenes"][:500]]
     print(f"  real renders {rate(texts, scenes['image'][:500])}: the reader's own ceiling\n")
 
-    columns = len(SCALES) * c.num
+    images = np.stack([path[-1] for path in paths.values()])  # (scale, caption and picture, ...)
+    images = images.reshape(len(SCALES), len(EXAMPLES), c.num, *images.shape[2:]).swapaxes(0, 1)
     labels = [f"guidance {s:g}" if i == 0 else "" for s in SCALES for i in range(c.num)]
-    sheet = plot.grid(images, columns=columns, row_labels=PROMPTS, column_labels=labels, scale=3)
+    sheet = plot.grid(images.reshape(-1, *images.shape[3:]), row_labels=EXAMPLES,
+                      column_labels=labels, scale=3)  # fmt: skip
     grid = plot.save(sheet, c.out / "grid.png")
-    frames = path[:, scales == SCALES[-1]][:: max(1, c.steps // 25)]
     film = c.out / "film.webp"
-    plot.animate(np.concatenate([frames, path[-1:, scales == SCALES[-1]]]), film, columns=2 * c.num)
+    path = paths[SCALES[-1]]
+    frames = np.concatenate([path[:-1][:: max(1, c.steps // 25)], path[-1:]])
+    plot.animate(frames, film, columns=2 * c.num)
     print(f"pictures     {grid}\ndenoising    {film}\nseconds      {time.time() - began:.0f}")
 
 
-def rate(prompts, images) -> str:
-    """"87.5% (78.3 to 93.1, n = 64)": how often all named shapes and colours are right."""
-    r = metrics.caption_accuracy(list(prompts), images)["shape_colour"]
+def rate(prompts: list[str], images: np.ndarray) -> str:
+    """How often all named shapes and colours are right, with its 95% interval, as text."""
+    r = metrics.caption_accuracy(prompts, images)["shape_colour"]
     return f"{r['accuracy']:6.1%} ({r['low']:.1%} to {r['high']:.1%}, n = {r['n']})"

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from common import checkpoint, schedule
 from common.guidance import Denoiser
 from common.process import Prediction, eps_from_velocity
-from common.schedule import Schedule
 from common.scenes.captions import VOCABULARY
+from common.schedule import Schedule
 from common.text import TextConfig, TextEncoder, WordTokenizer
 from common.unet import UNet, UNetConfig
 

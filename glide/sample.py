@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,16 @@ from common.scenes.captions import canonical
 from glide.model import GlideConfig, denoiser, encode_text, load, make_schedule, tokenizer
 
 CHUNK = 64  # pictures drawn in one call
+EXAMPLES = (
+    "a small red ball above a large blue cube",
+    "a photo of a large yellow star",
+    "a green heart on a white background",
+    "a drawing of a pink cone",
+    "a large cyan ring left of a small orange ball",
+    "a mosaic of a purple cube",
+    "a blue ball at night",
+    "a small yellow heart below a large red cone",
+)
 SHIPPED = Path(__file__).parent / "weights" / "small.safetensors"
 
 
@@ -58,7 +69,7 @@ def compiled(config: GlideConfig, steps: int, path: bool):
 def draw(
     config: GlideConfig,
     params: dict,
-    prompts: list[str],
+    prompts: Sequence[str],
     *,
     guidance_scale: float | np.ndarray = 3.0,
     steps: int = 50,

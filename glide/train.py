@@ -25,9 +25,10 @@ from glide.model import (
     predict,
     tokenizer,
 )
-from glide.sample import draw
+from glide.sample import EXAMPLES, draw
 
 PHRASINGS = 4  # captions kept of each picture
+NOT_RECIPE = ("out", "sample_every", "coordinator", "hosts", "host")  # do not change the weights
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class TrainConfig:
     preset: Literal["tiny", "small", "paper"] = "small"  # which model
     out: Path = Path("runs/glide")  # checkpoints, samples, metrics.jsonl, weights.safetensors
     seed: int = 0
-    steps: int = 5_000
-    batch_size: int = 64
+    steps: int = 5_500
+    batch_size: int = 32
     lr: float = 1e-3  # Adam; warms up, then falls to 0 as a cosine
     warmup: int = 200  # steps
     drop: float = 0.1  # probability that a caption is dropped (what guidance needs)
@@ -47,7 +48,7 @@ class TrainConfig:
     examples: int = 24_000  # pictures used, of the 24,000 there are
     log_every: int = 50  # steps; the log holds means over these
     sample_every: int = 1_000  # steps; a labelled grid under samples/
-    save_every: int = 250  # steps, a multiple of log_every
+    save_every: int = 500  # steps, a multiple of log_every
     coordinator: str | None = None  # address:port of host 0, for several hosts
     hosts: int = 1
     host: int = 0  # this one's number
@@ -78,9 +79,8 @@ def load_captioned(config: GlideConfig, c: TrainConfig) -> dict[str, np.ndarray]
     """The training pictures and PHRASINGS tokenized captions of each, with caption noise rho."""
     scenes = data.load("scenes", "train", size=config.size)
     rng = np.random.default_rng(c.seed)
-    texts = [
-        caption(scene, rng, c.rho) for scene in scenes["scenes"][: c.examples] for _ in range(PHRASINGS)
-    ]
+    chosen = scenes["scenes"][: c.examples]
+    texts = [caption(scene, rng, c.rho) for scene in chosen for _ in range(PHRASINGS)]
     tokens = tokenizer(config).encode(texts)
     return {
         "image": scenes["image"][: c.examples],
@@ -94,10 +94,16 @@ def optimiser(c: TrainConfig) -> optax.GradientTransformation:
 
 
 def recorder(path: Path, start: int) -> Callable[[dict], None]:
-    """A function that appends records to a JSON-lines file; lines after step `start` are cut."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    kept = [line for line in lines if json.loads(line)["step"] <= start]
-    path.write_text("".join(line + "\n" for line in kept))
+    """A function that appends records to a JSON-lines file; what came after `start` is cut.
+
+    A run killed after its last checkpoint has logged steps that will be taken again, and may have
+    left half a line.
+    """
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    whole = [line for line in lines if line.endswith("}\n")]
+    draft = path.with_suffix(".tmp")
+    draft.write_text("".join(line for line in whole if json.loads(line)["step"] <= start))
+    draft.replace(path)
 
     def record(row: dict) -> None:
         with path.open("a") as f:
@@ -119,8 +125,9 @@ def main(c: TrainConfig) -> None:
     tx = optimiser(c)
     build = lambda: train.init_state(lambda k: init_params(config, k), tx, init_key)  # noqa: E731
     c.out.mkdir(parents=True, exist_ok=True)
-    saved = {"model": asdict(config), "train": {k: v for k, v in asdict(c).items() if k not in
-             ("out", "coordinator", "hosts", "host", "sample_every")}}
+    # What a checkpoint or weights must agree with, and what weights tell of their making.
+    recipe = {k: v for k, v in asdict(c).items() if k not in NOT_RECIPE}
+    saved = {"model": asdict(config), "train": recipe}
     folder = c.out / "checkpoints"
     if checkpoint.latest(folder) is None:
         state, start, seconds = build(), 0, 0.0
@@ -136,7 +143,7 @@ def main(c: TrainConfig) -> None:
         step = devices.pmap_step(pure, batches)
 
     first = jax.process_index() == 0
-    record = recorder(c.out / "metrics.jsonl", start)
+    record = recorder(c.out / "metrics.jsonl", start) if first else lambda row: None
     began, window = time.time() - seconds, []
     run = train.fit(step, state, key, examples=len(batches["image"]), batch_size=c.batch_size,
                     steps=c.steps)
@@ -147,20 +154,20 @@ def main(c: TrainConfig) -> None:
             row = {k: float(np.mean([m[k] for m in window])) for k in metrics}
             window = []
             bar.set_postfix(loss=f"{row['loss']:.4f}")
-            if first:
-                record({"step": i, **row})
+            record({"step": i, **row})
         if first and i % c.sample_every == 0:
-            images = draw(config, state.ema_params, SHOWN, guidance_scale=3.0, steps=25, seed=0)
+            params = devices.local(state.ema_params)
+            images = draw(config, params, EXAMPLES, guidance_scale=3.0, steps=25, seed=0)
             (c.out / "samples").mkdir(exist_ok=True)
-            plot.save(plot.grid(images, captions=SHOWN), c.out / "samples" / f"{i:06d}.png")
+            plot.save(plot.grid(images, captions=EXAMPLES), c.out / "samples" / f"{i:06d}.png")
         if i % c.save_every == 0 or i == c.steps:
             checkpoint.save(folder, i, state, saved, {"seconds": time.time() - began})
     if first:
-        recipe = {"command": command(c), "seconds": time.time() - began, "jax": jax.__version__,
-                  "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}"}
         weights = c.out / "weights.safetensors"
-        metadata = {"model": "glide", "config": asdict(config), "recipe": {**saved["train"], **recipe}}
-        checkpoint.save_weights(weights, state.ema_params, metadata)
+        recipe |= {"command": command(c), "seconds": time.time() - began, "jax": jax.__version__,
+                   "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}"}
+        metadata = {"model": "glide", "config": asdict(config), "recipe": recipe}
+        checkpoint.save_weights(weights, devices.local(state.ema_params), metadata)
         print(f"weights: {weights}")
 
 
@@ -169,15 +176,3 @@ def command(c: TrainConfig) -> str:
     changed = [(k, v) for k, v in asdict(c).items() if v != getattr(TrainConfig(), k)]
     options = [f"--{k.replace('_', '-')} {v}" for k, v in changed if k not in ("out", "host")]
     return " ".join(["python -m glide train", *options])
-
-
-SHOWN = [
-    "a small red ball above a large blue cube",
-    "a photo of a large yellow star",
-    "a green heart on a white background",
-    "a drawing of a pink cone",
-    "a large cyan ring left of a small orange ball",
-    "a mosaic of a purple cube",
-    "a blue ball at night",
-    "a small yellow heart below a large red cone",
-]

@@ -18,5 +18,14 @@ for name, value in {
     os.environ.setdefault(name, value)
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_debug_key_reuse", True)  # a key drawn from twice raises
+
+
+@pytest.fixture(scope="module")
+def quick_compile():
+    """For tests that run each compiled thing once or twice: compile fast, run slowly."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -1,7 +1,7 @@
 """Run by test_devices.py in a process of its own: some steps on simulated devices, as JSON.
 
     device_worker.py agree                       8 devices: jit, pmap and sharded on one
-    device_worker.py samples                     pictures for a seed, on as many devices as there are
+    device_worker.py samples                     pictures for a seed, on all devices there are
     device_worker.py host COORDINATOR HOSTS HOST one of several processes, sharded
 """
 

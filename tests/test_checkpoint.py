@@ -279,7 +279,7 @@ def test_kill_9_at_any_moment_leaves_a_complete_checkpoint(tmp_path):
 
 def test_shards_on_8_devices_are_restored_to_other_shards_and_to_one_device(tmp_path):
     process = worker("sharded", tmp_path, XLA_FLAGS="--xla_force_host_platform_device_count=8")
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert not errors  # orbax keeps silent
     assert_same(checkpoint.restore(tmp_path, jax.eval_shape(lambda: state_at(0)), WORKER_CONFIG)[0],

@@ -1,4 +1,4 @@
-"""The same step on one device, eight, and two processes; everything runs in processes of its own."""
+"""The same step on one device, on eight and in two processes, each in a process of its own."""
 
 import json
 import os

@@ -17,7 +17,8 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 
-from common import checkpoint
+from common import checkpoint, command
+from glide.__main__ import COMMANDS
 from glide.model import PAPER, SMALL, TINY, Glide, denoiser, encode_text, init_params, tokenizer
 from glide.sample import SHIPPED, draw
 from glide.train import make_loss
@@ -36,6 +37,22 @@ def glide(*args, check=True, start=False):
     if start:
         return subprocess.Popen(command, **options)
     return subprocess.run(command, **options, check=check, timeout=400)
+
+
+def in_process(capsys, *args):
+    """As `glide`, without a process: the exit code and what was printed."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        command.run("glide", COMMANDS, [str(a) for a in args])
+    return subprocess.CompletedProcess(args, stop.value.code, *capsys.readouterr())
+
+
+def assert_one_line(result, *words):
+    assert result.returncode == 2, result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, result.stderr
+    for word in words:
+        assert word in lines[0]
 
 
 @pytest.fixture(scope="module")
@@ -155,8 +172,8 @@ def test_training_killed_at_any_moment_resumes_to_the_last_bit(uninterrupted, tm
     jax.tree.map(assert_array_equal, ours, theirs)
 
 
-def test_a_run_goes_on_only_with_its_own_settings(uninterrupted):
-    result = glide(*TRAIN, "--out", uninterrupted, "--lr", "0.5", check=False)
+def test_a_run_goes_on_only_with_its_own_settings(uninterrupted, capsys):
+    result = in_process(capsys, *TRAIN, "--out", uninterrupted, "--lr", "0.5")
     assert_one_line(result, "lr is 0.001 there, 0.5 here")
 
 
@@ -171,14 +188,6 @@ def test_sample_writes_a_grid_or_a_folder_and_says_where(uninterrupted, tmp_path
     files = sorted((tmp_path / "folder").iterdir())
     assert [f.name for f in files] == ["0000.png", "0001.png"]
     assert Image.open(files[0]).size == (32, 32)
-
-
-def assert_one_line(result, *words):
-    assert result.returncode == 2, result.stderr
-    lines = [line for line in result.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1, result.stderr
-    for word in words:
-        assert word in lines[0]
 
 
 WRONG = {
@@ -196,24 +205,28 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_input_gets_one_line_and_code_2_and_writes_nothing(name, uninterrupted, tmp_path):
+def test_wrong_input_gets_one_line_and_code_2_and_writes_nothing(
+    name, uninterrupted, tmp_path, capsys
+):
     options, words = WRONG[name]
     kept = tmp_path / "kept.png"
     kept.write_bytes(b"mine")
     defaults = ["--weights", uninterrupted / "weights.safetensors", "--out", kept]
     given = [o for o in zip(defaults[::2], defaults[1::2], strict=True) if o[0] not in options]
-    result = glide("sample", *[x for pair in given for x in pair], *options, check=False)
+    result = in_process(capsys, "sample", *[x for pair in given for x in pair], *options)
     assert_one_line(result, *words)
     assert kept.read_bytes() == b"mine" and list(tmp_path.iterdir()) == [kept]
 
 
-def test_weights_of_another_config_or_kind_are_refused(uninterrupted, tmp_path):
+def test_weights_of_another_config_or_kind_are_refused(uninterrupted, tmp_path, capsys):
     params, metadata = checkpoint.load_weights(uninterrupted / "weights.safetensors")
     other = tmp_path / "other.safetensors"
     wide = replace(TINY, unet=replace(TINY.unet, width=48))
     config = json.loads(json.dumps(metadata["config"])) | {"unet": vars(wide.unet)}
     checkpoint.save_weights(other, params, metadata | {"config": config})
-    run = lambda: glide("sample", "--prompt", "a red ball", "--weights", other, check=False)  # noqa: E731
+    run = lambda: in_process(  # noqa: E731
+        capsys, "sample", "--prompt", "a red ball", "--weights", other
+    )
     assert_one_line(run(), "fit another model")
     checkpoint.save_weights(other, params, metadata | {"model": "ldm"})
     assert_one_line(run(), "weights of ldm")

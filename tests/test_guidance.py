@@ -1,4 +1,4 @@
-"""The thesis: on an exact mixture, classifier guidance and classifier-free guidance are one thing."""
+"""The thesis: on an exact mixture, classifier and classifier-free guidance are one thing."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,11 @@ MIXTURE = Mixture(
     std=jnp.array([0.3, 0.5, 0.2, 0.4]),
     label=jnp.array([0, 1, 1, 2]),
 )
-SCHEDULES = {"linear": schedule.linear(), "cosine": schedule.cosine(), "ve": schedule.ve(1000, 0.01, 20.0)}
+SCHEDULES = {
+    "linear": schedule.linear(),
+    "cosine": schedule.cosine(),
+    "ve": schedule.ve(1000, 0.01, 20.0),
+}
 B = 48
 NOTHING = {"label": jnp.array(NULL)}
 
@@ -132,7 +136,9 @@ def test_the_network_is_called_once_with_both_halves_and_the_same_x_and_t():
     x_seen, t_seen, cond_seen = denoise.calls[0]
     np.testing.assert_array_equal(x_seen, np.concatenate([x, x]))
     np.testing.assert_array_equal(t_seen, np.concatenate([t, t]))
-    np.testing.assert_array_equal(cond_seen["number"], np.concatenate([cond["number"], np.zeros((3, 2))]))
+    np.testing.assert_array_equal(
+        cond_seen["number"], np.concatenate([cond["number"], np.zeros((3, 2))])
+    )
 
 
 def test_eps_is_guided_and_the_variance_stays_the_conditional_one():
@@ -168,16 +174,24 @@ def test_the_null_condition_may_lead_with_B_or_not():
 
 def test_exact_eps_is_the_mean_noise_by_numerical_integration():
     """eps = E[(x_t - signal x0) / noise | x_t], integrated over x0 in one dimension."""
-    weight, mean, std = np.array([0.3, 0.5, 0.2]), np.array([-1.0, 0.4, 1.5]), np.array([0.2, 0.4, 0.3])
+    weight, mean, std = (
+        np.array([0.3, 0.5, 0.2]),
+        np.array([-1.0, 0.4, 1.5]),
+        np.array([0.2, 0.4, 0.3]),
+    )
     label = np.array([0, 1, 0])
     mixture = Mixture(jnp.array(weight), jnp.array(mean)[:, None], jnp.array(std), jnp.array(label))
     ask = jax.jit(lambda s, x, t, label: mixture.denoiser(s)(x, t, {"label": label}).eps[:, 0])
     x0 = np.linspace(-5, 5, 40_001)
-    bells = weight[:, None] * np.exp(-0.5 * ((x0 - mean[:, None]) / std[:, None]) ** 2) / std[:, None]
+    bells = (
+        weight[:, None] * np.exp(-0.5 * ((x0 - mean[:, None]) / std[:, None]) ** 2) / std[:, None]
+    )
     for s in SCHEDULES.values():
         for t in (100, 500, 1000):
             signal, noise = float(s.signal[t]), float(s.noise[t])
-            x = (signal * np.array([-2.0, -0.3, 0.1, 1.2]) + noise * np.array([0.5, -1, 0.2, 1.3]))[:, None]
+            x = (signal * np.array([-2.0, -0.3, 0.1, 1.2]) + noise * np.array([0.5, -1, 0.2, 1.3]))[
+                :, None
+            ]
             for y in (0, 1, NULL):
                 p = bells[(label == y) | (y == NULL)].sum(0)
                 log = -0.5 * ((x - signal * x0) / noise) ** 2
@@ -190,7 +204,9 @@ def test_exact_eps_is_the_mean_noise_by_numerical_integration():
 def test_exact_eps_is_minus_noise_times_the_slope_of_the_log_density():
     s = SCHEDULES["linear"]
     x, t, cond = batch(s)
-    weight, mean, std, label = (np.asarray(a, np.float64 if a.dtype == jnp.float32 else None) for a in MIXTURE)
+    weight, mean, std, label = (
+        np.asarray(a, np.float64 if a.dtype == jnp.float32 else None) for a in MIXTURE
+    )
     alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[np.asarray(t) - 1][:, None]
 
     def log_density(x, wanted):
@@ -204,7 +220,10 @@ def test_exact_eps_is_minus_noise_times_the_slope_of_the_log_density():
         wanted = (label == y[:, None]) | (y[:, None] == NULL)
         given = {"label": jnp.asarray(y)}
         np.testing.assert_allclose(
-            MIXTURE.log_density(s, x, t, given["label"]), log_density(x64, wanted), atol=2e-4, rtol=2e-5
+            MIXTURE.log_density(s, x, t, given["label"]),
+            log_density(x64, wanted),
+            atol=2e-4,
+            rtol=2e-5,
         )
         eps = exact(s, x, t, given)
         for d, step in enumerate(1e-6 * np.eye(2)):
@@ -228,4 +247,6 @@ def test_drawing_from_the_mixture_gives_its_weights_means_and_widths():
     np.testing.assert_allclose(np.bincount(label) / len(x), [0.2, 0.5, 0.3], atol=0.01)
     np.testing.assert_allclose(x[label == 0].mean(0), [1, 1], atol=0.015)
     np.testing.assert_allclose(x[label == 0].std(0), 0.3, atol=0.01)
-    np.testing.assert_allclose(x[label == 1].mean(0), [(0.35 * -1) / 0.5, (0.175 - 0.15) / 0.5], atol=0.03)
+    np.testing.assert_allclose(
+        x[label == 1].mean(0), [(0.35 * -1) / 0.5, (0.175 - 0.15) / 0.5], atol=0.03
+    )

@@ -86,7 +86,9 @@ def test_velocity_is_the_derivative_along_the_angle_and_gives_eps_back(name):
     x0, eps = RNG(1).standard_normal((2, 5, 4)).astype(np.float32)
     velocity = np.asarray(process.velocity(s, x0, t, eps))
     # x(angle) = cos(angle) x0 + sin(angle) eps; velocity is dx/dangle.
-    angle = np.arctan2(np.asarray(s.noise, np.float64), np.asarray(s.signal, np.float64))[t][:, None]
+    angle = np.arctan2(np.asarray(s.noise, np.float64), np.asarray(s.signal, np.float64))[t][
+        :, None
+    ]
     h = 1e-6
     x_at = lambda a: np.cos(a) * x0 + np.sin(a) * eps  # noqa: E731
     expected = (x_at(angle + h) - x_at(angle - h)) / (2 * h)
@@ -134,7 +136,9 @@ def test_posterior_of_ve_is_that_of_a_random_walk():
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_transition_variance_of_one_step_is_beta(name):
-    beta = process.transition_variance(SCHEDULES[name], jnp.asarray(T_ALL), jnp.asarray(T_ALL - 1), 1)
+    beta = process.transition_variance(
+        SCHEDULES[name], jnp.asarray(T_ALL), jnp.asarray(T_ALL - 1), 1
+    )
     np.testing.assert_allclose(beta, BETAS[name], rtol=5e-5)
 
 
@@ -160,7 +164,9 @@ def test_small_and_large_variance_are_adms_with_index_1_in_place_of_index_0(name
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_learned_variance_runs_from_small_at_minus_1_to_large_at_plus_1(name):
     s, want = SCHEDULES[name], official(BETAS[name])
-    np.testing.assert_allclose(log_variance(s, "learned", -1.0), log_variance(s, "small"), rtol=1e-6)
+    np.testing.assert_allclose(
+        log_variance(s, "learned", -1.0), log_variance(s, "small"), rtol=1e-6
+    )
     # At t = 1 ADM's upper end is log beta_0, though its FIXED_LARGE is not.
     np.testing.assert_allclose(
         log_variance(s, "learned", 1.0)[1:], log_variance(s, "large")[1:], rtol=1e-6
@@ -195,7 +201,9 @@ def official_nll(x0, mean, log_std):
     centred, inv = x0 - mean, np.exp(-log_std)
     plus, minus = cdf(inv * (centred + 1 / 255)), cdf(inv * (centred - 1 / 255))
     log = lambda p: np.log(np.maximum(p, 1e-12))  # noqa: E731
-    return -np.where(x0 < -0.999, log(plus), np.where(x0 > 0.999, log(1 - minus), log(plus - minus)))
+    return -np.where(
+        x0 < -0.999, log(plus), np.where(x0 > 0.999, log(1 - minus), log(plus - minus))
+    )
 
 
 @pytest.mark.parametrize("mean", [-1.2, -0.5, 0.013, 0.99])
@@ -256,7 +264,9 @@ bound = jax.jit(
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_variational_bound_is_adms_in_bits_per_dimension_the_likelihood_at_t_1_included(name, batch):
+def test_variational_bound_is_adms_in_bits_per_dimension_the_likelihood_at_t_1_included(
+    name, batch
+):
     s, (x0, eps, predicted, v) = SCHEDULES[name], batch
     x = np.asarray(s.add_noise(x0, jnp.asarray(TIMES), eps))
     ours = np.asarray(bound(s, x0, x, jnp.asarray(TIMES), predicted, v))

@@ -140,7 +140,14 @@ def test_ancestral_step_is_adms_clipped_p_sample(variance):
     t = np.array([1, 2, 50, 500, 900, 1000])
     pred = Prediction(eps, v if variance == "learned" else None)
     out = sampler.ancestral_step(
-        LINEAR, x, pred, jnp.asarray(t), jnp.asarray(t) - 1, z, variance=variance, x0_fn=sampler.clip_x0
+        LINEAR,
+        x,
+        pred,
+        jnp.asarray(t),
+        jnp.asarray(t) - 1,
+        z,
+        variance=variance,
+        x0_fn=sampler.clip_x0,
     )
     for row in range(6):
         want = official_step(betas, x[row], eps[row], t[row] - 1, z[row], variance, v[row])
@@ -195,12 +202,13 @@ def official_ddim(betas, index, x):
 
 @pytest.mark.parametrize("steps", [50, 10])
 def test_sampling_respaces_as_adm_and_hands_the_network_the_original_time(steps):
-    """With all steps respacing is the identity; with fewer, the tables are those of the kept times."""
+    """All steps: respacing is the identity; fewer: the tables are those of the kept times."""
     s, betas = schedule.linear(50, 1e-4, 0.01), 20 * np.linspace(1e-4, 0.01, 50)
     x = draw(6)[0]
     ts = sampler.timesteps(50, steps)
     out = sampler.sample(wave, s, x, ts, None, jax.random.key(0))
-    np.testing.assert_allclose(out, official_ddim(betas, ts[-2::-1] - 1, x.astype(float)), atol=1e-5)
+    want = official_ddim(betas, ts[-2::-1] - 1, x.astype(float))
+    np.testing.assert_allclose(out, want, atol=1e-5, rtol=1e-5)
 
 
 def test_sample_is_the_last_of_sample_path_which_starts_with_what_was_given():
@@ -264,8 +272,8 @@ N = 1200
 ALL_STEPS = np.arange(1000, -1, -1, dtype=np.int32)
 
 
-def assert_recovers(x, weight=MIXTURE.weight, n=N):
-    """Weights, means and widths within four standard errors and 2% of discretisation."""
+def assert_recovers(x, weight=MIXTURE.weight, n=N, bias=0.02):
+    """Weights, means and widths within four standard errors and the bias of a finite step."""
     x = np.asarray(x)
     assert x.shape == (n, 2) and np.isfinite(x).all()
     mean, std = np.asarray(MIXTURE.mean), np.asarray(MIXTURE.std)
@@ -274,8 +282,8 @@ def assert_recovers(x, weight=MIXTURE.weight, n=N):
     np.testing.assert_allclose(share, weight, atol=4 * 0.5 / n**0.5)
     for k in np.flatnonzero(np.asarray(weight)):
         mine, count = x[nearest == k], share[k] * n
-        np.testing.assert_allclose(mine.mean(0), mean[k], atol=std[k] * (4 / count**0.5 + 0.02))
-        np.testing.assert_allclose(mine.std(0), std[k], rtol=4 / (2 * count) ** 0.5 + 0.02)
+        np.testing.assert_allclose(mine.mean(0), mean[k], atol=std[k] * (4 / count**0.5 + bias))
+        np.testing.assert_allclose(mine.std(0), std[k], rtol=4 / (2 * count) ** 0.5 + bias)
 
 
 def start(s, key=0):
@@ -317,42 +325,35 @@ def test_conditional_sampling_recovers_the_components_of_the_label():
     assert_recovers(x, weight=np.array([0, 0.375, 0.625]))
 
 
+@jax.jit
+def run_from(x, ts):
+    """50 steps from wherever ts starts: one compiled length for all."""
+    cond = nothing(len(x))
+    return sampler.sample(MIXTURE.denoiser(LINEAR), LINEAR, x, ts, cond, jax.random.key(5))
+
+
 @pytest.mark.parametrize("t0", [50, 300, 700])
 def test_sampling_may_start_anywhere(t0):
     """From an exact draw of q(x_t0) the rest of the way leads to the mixture."""
-    x0, _ = MIXTURE.sample(jax.random.key(3), N)
-    x = LINEAR.add_noise(x0, jnp.full(N, t0), jax.random.normal(jax.random.key(4), x0.shape))
-    ts = np.rint(np.linspace(t0, 0, 51)).astype(np.int32)  # one compiled length for all t0
-    out = run_from(x, ts)
-    assert_recovers_loosely(out)
-
-
-@jax.jit
-def run_from(x, ts):
-    return sampler.sample(
-        MIXTURE.denoiser(LINEAR), LINEAR, x, ts, nothing(), jax.random.key(5), eta=0.0
-    )
-
-
-def assert_recovers_loosely(x):
-    """50 steps only: widths to 15%, as DDIM's steps are long."""
-    mean, std = np.asarray(MIXTURE.mean), np.asarray(MIXTURE.std)
-    x = np.asarray(x)
-    nearest = ((x[:, None] - mean) ** 2).sum(-1).argmin(1)
-    np.testing.assert_allclose(np.bincount(nearest) / N, MIXTURE.weight, atol=2 / N**0.5)
-    for k in range(3):
-        np.testing.assert_allclose(x[nearest == k].mean(0), mean[k], atol=0.04)
-        np.testing.assert_allclose(x[nearest == k].std(0), std[k], rtol=0.15)
+    n = 4000
+    x0, _ = MIXTURE.sample(jax.random.key(3), n)
+    x = LINEAR.add_noise(x0, jnp.full(n, t0), jax.random.normal(jax.random.key(4), x0.shape))
+    # 14 times a step shrink the narrowest component by a tenth.
+    assert_recovers(run_from(x, np.rint(np.linspace(t0, 0, 51)).astype(np.int32)), n=n, bias=0.1)
 
 
 def test_inversion_then_sampling_returns_the_nearer_the_more_steps():
     x0, label = MIXTURE.sample(jax.random.key(6), 64)
     cond, denoise, gaps = {"label": label}, MIXTURE.denoiser(COSINE), []
+
+    @jax.jit
+    def there_and_back(ts):
+        x = sampler.invert(denoise, COSINE, x0, ts, cond)
+        return sampler.sample(denoise, COSINE, x, ts, cond, jax.random.key(7))
+
     for steps in (10, 40, 160):
         ts = sampler.timesteps(1000, steps)[1:]  # not from T, where a cosine step is a leap
-        x = sampler.invert(denoise, COSINE, x0, ts, cond)
-        back = sampler.sample(denoise, COSINE, x, ts, cond, jax.random.key(7))
-        gaps.append(float(np.abs(back - x0).mean()))
+        gaps.append(float(np.abs(there_and_back(ts) - x0).mean()))
     assert gaps[1] < gaps[0] / 2 and gaps[2] < gaps[1] / 2 and gaps[2] < 0.02, gaps
 
 

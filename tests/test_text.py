@@ -7,6 +7,7 @@ import pytest
 
 from common.text import PAD, TextConfig, TextEncoder, WordTokenizer
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
 WORDS = "a and ball blue cube left of red ring star yellow".split()
 TOKENIZER = WordTokenizer(WORDS, 8)
 
@@ -101,7 +102,7 @@ def test_the_encoder_gives_every_token_and_one_vector(params):
 
 def test_the_pooled_vector_is_a_linear_map_of_the_last_position(params):
     tokens, pooled = outputs(params)
-    p = params["params"]["pooled"]
+    p = jax.tree.map(np.asarray, params["params"]["pooled"])
     np.testing.assert_allclose(pooled, tokens[:, -1] @ p["kernel"] + p["bias"], atol=1e-5)
 
 
@@ -124,7 +125,11 @@ def test_padding_replaces_both_the_word_and_its_position(params):
 
 def test_a_word_matters_to_the_captions_it_is_in_and_to_no_other(params):
     before = outputs(params)
-    for word, expected in (("red", [True, False, False]), ("a", [True, True, False]), ("star", [False] * 3)):
+    for word, expected in (
+        ("red", [True, False, False]),
+        ("a", [True, True, False]),
+        ("star", [False] * 3),
+    ):
         row = TOKENIZER.ids[word]
         for differ in rows_that_differ(before, outputs(changed(params, "embedding", row, NOISE))):
             assert differ.tolist() == expected

@@ -1,0 +1,254 @@
+# %% [markdown]
+# # 00 · JAX in one sitting
+#
+# **40 minutes** · any computer, 10 seconds of its time · you need: NumPy, and what a gradient is.
+#
+# After this you can read every training loop of this book: you will have written one that is pure,
+# takes its randomness as an argument, and runs hundreds of steps in one compiled call. Everything
+# here serves one line: $$\theta' = \theta - \eta\,\nabla_\theta L(\theta)$$
+
+# %%
+import os
+import sys
+
+sys.path.extend([os.environ.get("GUIDEBOOK", "."), "..", "../.."])  # where the guidebook may lie
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+
+from common import plot, sampler, train
+
+QUICK = bool(os.environ.get("QUICK"))  # the tests of this book run shorter
+print("jax", jax.__version__, "on", jax.devices())
+
+# %% [markdown]
+# ## The idea
+#
+# In NumPy a function is something you *call*. In JAX it is also something you *transform*:
+# `jax.grad(f)` is its derivative, `jax.vmap(f)` runs it on a batch, `jax.jit(f)` compiles it.
+#
+# The price is that `f` must be **pure**. Whatever it needs comes in through its arguments, whatever
+# it makes goes out through `return`; nothing is kept in a hidden place.
+#
+# ## The obvious thing, and why it falls short
+#
+# A noisy function as you would write it in NumPy, compiled. Call it twice.
+
+
+# %%
+@jax.jit
+def shake(x):
+    return x + np.random.normal(size=x.shape)
+
+
+print(first := shake(jnp.zeros(3)), second := shake(jnp.zeros(3)))
+assert jnp.array_equal(first, second)  # the "random" numbers are frozen
+
+# %% [markdown]
+# `jit` runs your Python **once**, writes down the array operations it sees, and replays those.
+# `np.random` ran during that one visit, so its numbers became constants. Hence **keys**: a key is a
+# small value that you pass in, and the same key gives the same numbers. Never draw from one key
+# twice; make new keys from it with `split` or `fold_in`.
+
+# %%
+key = jax.random.key(0)
+data_key, model_key, noise_key = jax.random.split(key, 3)  # three unrelated keys
+print(jax.random.normal(noise_key, (3,)), jax.random.fold_in(noise_key, 7))  # for, say, step 7
+
+# %% [markdown]
+# ## Predict, then run
+#
+# Two machines share a batch of 4 points, 2 each. Both hold the same `key`, and draw noise for their
+# half with `jax.random.normal(key, (2, 2))`. Stack the halves. Do you get **A** the (4, 2) noise of
+# a single machine · **B** rows 3 and 4 that repeat rows 1 and 2 · **C** something different at each
+# run? Write your letter down first.
+
+# %%
+mine, yours = jax.random.normal(key, (2, 2)), jax.random.normal(key, (2, 2))
+print(jnp.concatenate([mine, yours]))
+assert jnp.array_equal(mine, yours)
+
+# %% [markdown]
+# <details><summary>Answer</summary>
+#
+# **B.** A key does not know which machine it is on. Half of the noise is wasted, and nothing
+# crashes. So this book gives **one key to each example**, made from its number in the whole batch.
+# </details>
+#
+# ### Exercise 1 · noise with one key per row (5 minutes)
+#
+# `vmap`: write it for one, run it on many. `jax.vmap(jax.random.fold_in, (None, 0))(key, rows)`
+# makes many keys of one: `key` is shared (`None`), the numbers `rows` have a batch axis (`0`).
+#
+# <details><summary>Hint</summary>First the keys, as above; then a second `vmap`, over the keys, of
+# a function that draws noise for a single row.</details>
+
+
+# %% tags=["exercise"]
+def noise_like(key, x):
+    """Standard normal noise shaped like x (B, ...); row i depends on key and i, not on B."""
+    # BEGIN SOLUTION
+    rows = jnp.arange(x.shape[0])
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows)
+    return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(keys)
+    # END SOLUTION
+
+
+# %% tags=["check"]
+x = jnp.zeros((4, 3, 2))
+got = noise_like(key, x)
+assert got is not None, "nothing came back: the noise must go out through `return`"
+assert got.shape == x.shape, f"shape {got.shape}, not {x.shape}: draw x.shape[1:] for each row"
+assert not jnp.array_equal(got[0], got[1]), "rows 0 and 1 are equal: did each row get its own key?"
+whole = jnp.array_equal(got, jax.random.normal(key, x.shape))
+assert not whole, "one key drew the whole batch: fold the row's number into the key first"
+close = jnp.allclose(got, sampler.noise_like(key, x), atol=1e-6)
+assert close, "other numbers: use fold_in(key, i) for row i, i from 0, and draw from a normal"
+
+# %% [markdown]
+# ## Pytrees: parameters are nested dictionaries
+#
+# Points on a disc, and on a ring around it: a small network shall tell which. Its parameters are a
+# dictionary of arrays, a **pytree**; `jax.tree.map` does arithmetic on all its leaves at once.
+
+# %%
+n = 256
+angle = jax.random.uniform(jax.random.fold_in(data_key, 0), (n,), maxval=2 * jnp.pi)
+on_ring = jnp.arange(n) % 2
+radius = 0.5 + on_ring + 0.2 * jax.random.normal(jax.random.fold_in(data_key, 1), (n,))
+batch = {"x": radius[:, None] * jnp.stack([jnp.cos(angle), jnp.sin(angle)], 1), "y": on_ring}
+w = jax.random.normal(model_key, (3, 32))
+params = {"hidden": {"w": w[:2], "b": jnp.zeros(32)}, "out": {"w": 0.1 * w[2], "b": jnp.zeros(())}}
+
+
+def predict(params, x):
+    """One point (2,) -> one number, positive for "on the ring"."""
+    hidden = jnp.tanh(x @ params["hidden"]["w"] + params["hidden"]["b"])
+    return hidden @ params["out"]["w"] + params["out"]["b"]
+
+
+def loss_fn(params, batch, keys):
+    """Mean cross-entropy; each point is shaken a little, with its own key."""
+    shaken = batch["x"] + 0.1 * jax.vmap(lambda key: jax.random.normal(key, (2,)))(keys)
+    logit = jax.vmap(predict, (None, 0))(params, shaken)
+    return jax.nn.softplus((1 - 2 * batch["y"]) * logit).mean()
+
+
+keys = train.example_keys(noise_key, 0, n)  # exercise 1's keys, for step 0
+loss, grads = jax.value_and_grad(loss_fn)(params, batch, keys)  # grads: a pytree like params
+print(f"loss {loss:.3f}, gradient shapes {jax.tree.map(jnp.shape, grads)}")
+
+# %% [markdown]
+# ### Exercise 2 · one pure step (8 minutes)
+#
+# The line at the top: $\theta' = \theta - \eta\,\nabla_\theta L(\theta)$. The check compares with
+# `common.train.make_train_step`, which trains everything in this book.
+
+
+# %% tags=["exercise"]
+def sgd_step(params, batch, keys, rate):
+    """-> (new params, loss before the step); what was passed in stays as it was."""
+    # BEGIN SOLUTION
+    loss, grads = jax.value_and_grad(loss_fn)(params, batch, keys)
+    params = jax.tree.map(lambda p, g: p - rate * g, params, grads)
+    return params, loss
+    # END SOLUTION
+
+
+# %% tags=["check"]
+rate, tx = 0.5, optax.sgd(0.5)
+step = train.make_train_step(loss_fn, tx)  # step(state, batch, keys) -> (state, metrics)
+start = train.init_state(lambda key: params, tx, key)  # params, optimizer state, step number
+wanted, metrics = step(start, batch, keys)
+same = jax.jit(lambda *trees: jnp.array(jax.tree.leaves(jax.tree.map(jnp.allclose, *trees))).all())
+out = sgd_step(given := jax.tree.map(jnp.copy, params), batch, keys, rate)
+assert isinstance(out, tuple) and len(out) == 2, "return two things: new params, and the loss"
+assert same(given, params), "you changed the params that you were given: make new ones instead"
+up = jax.tree.map(lambda p, g: p + rate * g, params, grads)
+down = jax.tree.map(lambda p, g: p - rate * g, params, grads)
+assert not same(out[0], up), "that walks uphill: the loss falls *against* the gradient"
+agree = same(out[0], down) and same(out[0], wanted.params)  # the formula, and the library
+assert agree, "not params - rate * gradient: is the rate in it, once?"
+assert jnp.allclose(out[1], metrics["loss"]), "return the loss of the params you were given"
+
+# %% [markdown]
+# ## `scan`: the loop inside the compiled program
+#
+# `jax.lax.scan(body, carry, xs)` calls `carry, y = body(carry, x)` for every `x` and returns the
+# last carry and all the `y`, stacked. One call, no Python between the steps.
+#
+# ### Exercise 3 · the training loop (8 minutes)
+#
+# Use `step(state, batch, keys)` from above and, at step i, `train.example_keys(key, i, n)`.
+
+
+# %% tags=["exercise"]
+def run(state, batch, key, steps):
+    """`steps` steps -> (last state, losses (steps,))."""
+    # BEGIN SOLUTION
+    body = jax.jit(lambda state, i: step(state, batch, train.example_keys(key, i, n)))
+    state, metrics = jax.lax.scan(body, state, jnp.arange(steps))
+    return state, metrics["loss"]
+    # END SOLUTION
+
+
+# %% tags=["check"]
+wanted, losses = start, []
+for i in range(3):  # the same three steps, as a loop in Python
+    wanted, metrics = step(wanted, batch, train.example_keys(noise_key, i, n))
+    losses.append(metrics["loss"])
+out = run(start, batch, noise_key, 3)
+assert isinstance(out, tuple) and len(out) == 2, "return what scan returns: last state and losses"
+assert int(out[0].step) == 3, f"{out[0].step} steps taken, not 3: is the state the carry?"
+assert jnp.shape(out[1]) == (3,), "the losses must be (3,): of the metrics, return the loss"
+assert jnp.allclose(out[1][0], losses[0], atol=1e-5), "step 0 differs: its keys are those of i = 0"
+assert jnp.allclose(out[1], jnp.array(losses), atol=1e-5), "later steps differ: keys of their own?"
+
+# %% [markdown]
+# ## What you should see
+#
+# The loss falls from 0.7 to about 0.1. The network bends the white line into a ring, and 19 points
+# in 20, or more, lie on their side of it.
+
+# %%
+steps = 300 if QUICK else 1000
+body = jax.jit(lambda state, i: step(state, batch, train.example_keys(noise_key, i, n)))
+state, metrics = jax.lax.scan(body, start, jnp.arange(steps))
+line = jnp.linspace(-2.4, 2.4, 121)
+plane = jnp.stack(jnp.meshgrid(line, line), -1)  # (121, 121, 2): two vmaps, one per axis
+logit = jax.vmap(jax.vmap(predict, (None, 0)), (None, 0))(state.params, plane)
+right = (jax.vmap(predict, (None, 0))(state.params, batch["x"]) > 0) == on_ring
+plt.figure(figsize=(4.5, 4.5))
+plt.contourf(line, line, jax.nn.sigmoid(logit), 20, cmap="RdBu_r", alpha=0.6)
+plt.contour(line, line, logit, [0], colors="white")
+plt.scatter(*batch["x"].T, c=on_ring, cmap="RdBu_r", s=12, edgecolors="white", linewidths=0.4)
+plt.title(f"{right.mean():.0%} right")
+plt.show()
+assert metrics["loss"][-1] < 0.15 and right.mean() > 0.95
+plot.curve({"loss": (jnp.arange(steps), metrics["loss"])}, xlabel="step", ylabel="loss")
+
+# %% [markdown]
+# ## Break it
+#
+# Keep a diary inside a compiled function. Three calls give **one** entry, and it is no number: it
+# is a *tracer*, the stand-in with which JAX visited your code.
+
+# %%
+diary = []
+peek = jax.jit(lambda x: diary.append(x) or 2 * x)
+peek(1.0), peek(2.0), peek(3.0)
+print(diary)
+assert len(diary) == 1 and not isinstance(diary[0], float)
+
+# %% [markdown]
+# ## Summary
+#
+# - From inside you now know `train.make_train_step`, `train.example_keys`, `sampler.noise_like`.
+# - `jit` visits your code once: what is not an argument is frozen, what is not returned is lost.
+# - Read: Frostig, Johnson & Leary 2018, *Compiling machine learning programs via high-level tracing*.
+#
+# Open questions: (1) You resume a run at step 500. What must you have saved so that it goes on as
+# if it had never stopped? (2) When is a Python loop wiser than one `scan`?

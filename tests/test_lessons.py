@@ -1,0 +1,178 @@
+"""Every lesson runs; its notebook is current and holds no solution; its checks catch wrong answers.
+
+The checks are tried on the answers of lesson_wrong_answers.py, inside one run of the lesson.
+"""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import jax
+import jupytext
+import nbformat
+import pytest
+from lesson_wrong_answers import WRONG
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "lessons"))
+
+import build  # noqa: E402
+
+LESSONS = build.sources()
+STEMS = [p.stem for p in LESSONS]
+# A student's jax: ours in conftest.py is stricter, and would raise where a check should explain.
+STUDENT = {"JAX_PLATFORMS": "cpu", "JAX_NUMPY_RANK_PROMOTION": "allow", "QUICK": "1"}
+STUDENT |= {"MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT)}
+
+
+def cells(path):
+    return jupytext.read(path, fmt="py:percent").cells
+
+
+def code_cells(path):
+    return [c for c in cells(path) if c.cell_type == "code"]
+
+
+def is_check(cell):
+    return "check" in cell.metadata.get("tags", [])
+
+
+def run(source, namespace):
+    exec(compile(source, "<cell>", "exec"), namespace)
+
+
+@pytest.fixture(autouse=True)
+def as_a_student(monkeypatch):
+    """No display, short runs, and jax as it comes."""
+    for name, value in STUDENT.items():
+        monkeypatch.setenv(name, value)
+    with jax.numpy_rank_promotion("allow"), jax.debug_key_reuse(False):
+        yield
+    import matplotlib.pyplot as plt
+
+    plt.close("all")
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=STEMS)
+def test_a_lesson_runs_whole(path):
+    command = [sys.executable, "-W", "error::UserWarning", str(path)]
+    env = {**os.environ, **STUDENT}
+    result = subprocess.run(command, cwd=path.parent, env=env, text=True, capture_output=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_notebook_runs_in_a_kernel():
+    """The first lesson with its solutions, started where a student starts it; no path is set."""
+    nbclient = pytest.importorskip("nbclient")
+    book = nbformat.from_dict(jupytext.read(LESSONS[0], fmt="py:percent"))
+    book.metadata["kernelspec"] = build.KERNEL
+    where = {"metadata": {"path": str(build.NOTEBOOKS)}}
+    nbclient.NotebookClient(book, timeout=300, resources=where).execute()
+    kinds = [set(o["data"]) for c in book.cells for o in c.get("outputs", []) if "data" in o]
+    assert any("image/png" in kind for kind in kinds)
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=STEMS)
+def test_checks_catch_wrong_answers_and_blank_ones(path):
+    """Each wrong answer, and none, goes into the run at its place; then the right one goes on."""
+    namespace, pending, failures = {"__name__": "__main__"}, {}, []
+    wrong = dict(WRONG.get(path.stem, {}))
+    for cell in code_cells(path):
+        if pending and not is_check(cell):
+            failures += [f"{name} passed: {answer!r}" for name, answer in pending]
+            pending = {}
+        if is_check(cell):
+            for answer, attempt in list(pending.items()):
+                try:
+                    run(cell.source, attempt)
+                except Exception as error:
+                    del pending[answer]
+                    blank = isinstance(error, NotImplementedError)
+                    assert blank == (answer[1] is None), (answer, repr(error))
+                    assert len(str(error)) >= 20, f"{answer}: {error!r} teaches nothing"
+        run(cell.source, namespace)
+        if build.SOLUTION.search(cell.source):
+            name = build.exercise_name(cell.source)
+            for text in (None, *wrong.pop(name, ())):
+                attempt = dict(namespace)
+                answer = text and textwrap.dedent(text).strip("\n")
+                source = (
+                    build.replace_solution(cell.source, answer)
+                    if answer
+                    else build.strip(cell.source)
+                )
+                try:
+                    run(source, attempt)
+                except NotImplementedError as error:
+                    assert text is None and "your turn" in str(error)
+                else:
+                    pending[name, answer] = attempt
+    assert not failures and not pending, "\n".join(failures) or f"no check after {pending.keys()}"
+    assert not wrong, f"no such exercise in {path.name}: {', '.join(wrong)}"
+
+
+@pytest.mark.parametrize("stem", ["00_jax", "01_forward_process", "02_learning_to_denoise"])
+def test_each_exercise_has_three_wrong_answers(stem):
+    path = ROOT / "lessons" / f"{stem}.py"
+    exercises = [c.source for c in code_cells(path) if build.SOLUTION.search(c.source)]
+    names = [build.exercise_name(source) for source in exercises]
+    assert 1 <= len(names) <= 3
+    for name in names:
+        assert len(WRONG[stem][name]) >= 3, name
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=STEMS)
+def test_a_stuck_student_can_go_on(path):
+    """Of the notebook as handed out, only exercises and their checks stop; the rest runs."""
+    namespace = {"__name__": "__main__"}
+    for cell in nbformat.read(build.NOTEBOOKS / f"{path.stem}.ipynb", 4).cells:
+        if cell.cell_type != "code":
+            continue
+        try:
+            run(cell.source, namespace)
+        except NotImplementedError as error:
+            assert "your turn" in str(error) and (is_check(cell) or "your turn" in cell.source)
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=STEMS)
+def test_a_lesson_is_short_and_its_notebook_gives_nothing_away(path):
+    assert len(path.read_text().splitlines()) <= 250
+    given = nbformat.read(build.NOTEBOOKS / f"{path.stem}.ipynb", 4)
+    nbformat.validate(given)
+    text = "\n".join(c.source for c in given.cells)
+    assert "SOLUTION" not in text
+    for cell, handed in zip(cells(path), given.cells, strict=True):
+        assert not handed.get("outputs")
+        match = build.SOLUTION.search(cell.source)
+        if match:
+            assert "raise NotImplementedError" in handed.source and is_exercise(cell)
+            assert match[2] not in text
+        else:
+            assert handed.source == cell.source
+
+
+def is_exercise(cell):
+    return "exercise" in cell.metadata.get("tags", [])
+
+
+def test_the_notebooks_are_current_and_built_alike_twice():
+    command = [sys.executable, str(ROOT / "lessons" / "build.py"), "--check"]
+    result = subprocess.run(command, text=True, capture_output=True)
+    assert result.returncode == 0, result.stderr
+    assert all(build.notebook(path) == build.notebook(path) for path in LESSONS)
+
+
+def test_a_stale_or_orphaned_notebook_is_named_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "LESSONS", tmp_path)
+    monkeypatch.setattr(build, "NOTEBOOKS", tmp_path / "notebooks")
+    (tmp_path / "00_a.py").write_text("# %%\nprint(1)\n")
+    build.main(check=False)
+    build.main(check=True)
+    (tmp_path / "00_a.py").write_text("# %%\nprint(2)\n")
+    (tmp_path / "notebooks" / "99_gone.ipynb").write_text("{}")
+    with pytest.raises(SystemExit, match=r"stale \(00_a.ipynb, 99_gone.ipynb\): run python \S+$"):
+        build.main(check=True)
+    build.main(check=False)
+    assert [p.name for p in (tmp_path / "notebooks").iterdir()] == ["00_a.ipynb"]
