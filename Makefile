@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint train study scenes clean
+.PHONY: help run test lint train study scenes lessons clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 10
@@ -26,6 +26,9 @@ study: $(READY)  ## the numbers and figures of the README tables
 
 scenes: $(READY)  ## a sheet of the data set, into out/scenes.png
 	$(BIN)/python -m common.scenes show --out out/scenes.png
+
+lessons: $(READY)  ## notebooks without solutions and outputs, from lessons/*.py
+	$(BIN)/python lessons/build.py
 
 clean:  ## remove what make installed and drew here; data and runs stay
 	rm -rf .venv out build *.egg-info

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common.nn import Transformer, dense
+from common.nn import Transformer
 
 PAD = 0
 
@@ -79,12 +79,16 @@ class TextEncoder(nn.Module):
     @nn.compact
     def __call__(self, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
         c = self.config
-        # Words start large and places small, as in GLIDE (PyTorch's embedding is N(0, 1)): were
-        # both 0.02, tokens would start nearly alike and colours be learned many times slower.
-        word, small = nn.initializers.normal(1.0), nn.initializers.normal(0.02)
-        h = nn.Embed(c.vocabulary, c.width, dtype=c.dtype, embedding_init=word)(tokens)
-        h = h + self.param("position", small, (c.length, c.width))[None].astype(c.dtype)
-        padding = self.param("padding", small, (c.length, c.width))[None].astype(c.dtype)
+        # How it starts decides how soon colours are learned. Words start large and places small
+        # (GLIDE: N(0, 1) and nothing); padding starts at zero, so that the last place, which reads
+        # the caption, is at first nothing but the words; and pooled moves the time embedding as
+        # much as t does.
+        normal, places = nn.initializers.normal, (c.length, c.width)
+        strong = nn.initializers.variance_scaling(4.0, "fan_in", "normal")
+        h = nn.Embed(c.vocabulary, c.width, dtype=c.dtype, embedding_init=normal(1.0))(tokens)
+        h = h + self.param("position", normal(0.02), places)[None].astype(c.dtype)
+        padding = self.param("padding", nn.initializers.zeros, places)[None].astype(c.dtype)
         h = jnp.where((tokens == PAD)[..., None], padding, h)
         h = Transformer(c.layers, c.heads, dtype=c.dtype)(h)
-        return h, dense(self.out_dim, c.dtype, name="pooled")(h[:, -1])
+        pooled = nn.Dense(self.out_dim, dtype=c.dtype, kernel_init=strong, name="pooled")
+        return h, pooled(h[:, -1])

@@ -38,7 +38,7 @@ class TrainConfig:
     preset: Literal["tiny", "small", "paper"] = "small"  # which model
     out: Path = Path("runs/glide")  # checkpoints, samples, metrics.jsonl, weights.safetensors
     seed: int = 0
-    steps: int = 5_500
+    steps: int = 4_000
     batch_size: int = 32
     lr: float = 1e-3  # Adam; warms up, then falls to 0 as a cosine
     warmup: int = 200  # steps
@@ -60,13 +60,11 @@ def make_loss(config: GlideConfig, drop: float) -> train.LossFn:
 
     def loss_fn(params, batch, keys):
         x0 = batch["image"].astype(jnp.float32) / 127.5 - 1
-        noise_key, phrase_key, drop_key = jax.vmap(lambda k: jax.random.split(k, 3), out_axes=1)(
-            keys
-        )
-        pick = jax.vmap(lambda k: jax.random.randint(k, (), 0, PHRASINGS))(phrase_key)
+        noise_keys, phrase_keys, drop_keys = jax.vmap(lambda k: tuple(jax.random.split(k, 3)))(keys)
+        pick = jax.vmap(lambda k: jax.random.randint(k, (), 0, PHRASINGS))(phrase_keys)
         tokens = jnp.take_along_axis(batch["tokens"], pick[:, None, None], axis=1)[:, 0]
-        tokens = train.drop_condition(drop_key, tokens, jnp.zeros_like(tokens[0]), drop)
-        x, t, eps = train.noise_batch(schedule, x0, noise_key)
+        tokens = train.drop_condition(drop_keys, tokens, jnp.zeros_like(tokens[0]), drop)
+        x, t, eps = train.noise_batch(schedule, x0, noise_keys)
         output = Glide(config).apply({"params": params}, x, t, {"tokens": tokens})
         target = velocity(schedule, x0, t, eps) if config.prediction == "velocity" else eps
         error = output[..., : config.channels] - target

@@ -193,4 +193,175 @@ WRONG = {
             """,
         ],
     },
+    "03_sampling": {
+        "ddim_step": [
+            """
+            x0 = process.x0_from_eps(schedule, x, t, eps)
+            signal_t, noise_t = schedule.at(t, x.ndim)
+            return signal_t * x0 + noise_t * eps
+            """,  # the noise of t: stays where it is
+            """
+            x0 = process.x0_from_eps(schedule, x, t, eps)
+            signal_s, noise_s = schedule.at(s, x.ndim)
+            sd = eta * noise_s / schedule.at(t, x.ndim)[1]
+            sd = sd * jnp.sqrt(process.transition_variance(schedule, t, s, x.ndim))
+            return signal_s * x0 + noise_s * eps + sd * z
+            """,  # fresh noise on top of all the old
+            """
+            x0 = process.x0_from_eps(schedule, x, t, eps)
+            signal_s, noise_s = schedule.at(s, x.ndim)
+            sd = eta * noise_s / schedule.at(t, x.ndim)[1]
+            sd = sd * process.transition_variance(schedule, t, s, x.ndim)
+            return signal_s * x0 + jnp.sqrt(noise_s**2 - sd**2) * eps + sd * z
+            """,  # a variance for a standard deviation
+            """
+            x0 = process.x0_from_eps(schedule, x, t, eps)
+            signal_s, noise_s = schedule.at(s, x.ndim)
+            beta = process.transition_variance(schedule, t, s, x.ndim)
+            variance = eta * beta * (noise_s / schedule.at(t, x.ndim)[1]) ** 2
+            return signal_s * x0 + jnp.sqrt(noise_s**2 - variance) * eps + jnp.sqrt(variance) * z
+            """,  # eta inside the root
+            """
+            x0 = process.x0_from_eps(schedule, x, t, eps)
+            signal_s, noise_s = schedule.signal[s], schedule.noise[s]
+            sd = eta * noise_s / schedule.noise[t]
+            sd = sd * jnp.sqrt(process.transition_variance(schedule, t, s, 0))
+            return signal_s * x0 + jnp.sqrt(noise_s**2 - sd**2) * eps + sd * z
+            """,  # scalar times only
+        ],
+        "error": [
+            """
+            end = walk(x_T, sampler.timesteps(S.T, steps), path_key, 1.0)[-1]
+            return jnp.linalg.norm(end - fine, axis=-1).mean()
+            """,  # with chance
+            """
+            end = walk(x_T, sampler.timesteps(S.T, steps), path_key, 0.0)[-1]
+            return jnp.linalg.norm(end - fine)
+            """,  # the batch for one vector
+            """
+            end = walk(x_T, sampler.timesteps(S.T, steps), path_key, 0.0)[-1]
+            return jnp.abs(end - fine).mean()
+            """,
+            """
+            end = walk(x_T, sampler.timesteps(S.T, steps), path_key, 0.0)
+            return jnp.linalg.norm(end - fine[None], axis=-1).mean()
+            """,  # all of the path
+            """
+            end = walk(x_T, sampler.timesteps(S.T, steps), path_key, 0.0)[-1]
+            return jnp.linalg.norm(end - fine, axis=-1)
+            """,  # no mean
+        ],
+        "up_step": [
+            """
+            x0 = process.x0_from_eps(S, x, s, denoise(x, s))
+            return S.add_noise(x0, jnp.asarray(t), denoise(x, s))
+            """,  # asked at time 0
+            """
+            eps = denoise(x, t)
+            return S.add_noise(process.x0_from_eps(S, x, t, eps), jnp.asarray(t), eps)
+            """,  # stays where it is
+            """
+            eps = denoise(x, jnp.maximum(s, 1))
+            return S.add_noise(x, jnp.asarray(t), eps)
+            """,  # x taken for x0
+            """
+            eps = denoise(x, t)
+            return S.add_noise(process.x0_from_eps(S, x, s, eps), jnp.asarray(t), eps)
+            """,  # the eps of t
+        ],
+    },
+    "04_classifier_guidance": {
+        "log_prob": [
+            'return world.log_density(S, x, t, cond["label"])',  # the joint
+            """
+            y = cond["label"]
+            joint = world.log_density(S, x, t, y)
+            return world.log_density(S, x, t, jnp.full_like(y, NULL)) - joint
+            """,  # upside down
+            """
+            y = cond["label"]
+            joint = world.log_density(S, x, t, y)
+            return jnp.exp(joint - world.log_density(S, x, t, jnp.full_like(y, NULL)))
+            """,  # p, not log p
+            """
+            y = cond["label"]
+            joint = world.log_density(S, x, t, y)
+            return joint / world.log_density(S, x, t, jnp.full_like(y, NULL))
+            """,  # logs divided
+            """
+            y, t = cond["label"], jnp.zeros_like(t)
+            joint = world.log_density(S, x, t, y)
+            return joint - world.log_density(S, x, t, jnp.full_like(y, NULL))
+            """,  # knows no noise
+        ],
+        "gradient_guidance": [
+            """
+            gradient = jax.grad(lambda x: log_prob(x, t, cond).mean())(x)
+            _, noise = schedule.at(t, x.ndim)
+            return process.Prediction(denoise(x, t, cond).eps - s * noise * gradient)
+            """,
+            """
+            gradient = jax.grad(lambda x: log_prob(x, t, cond).sum())(x)
+            _, noise = schedule.at(t, x.ndim)
+            return process.Prediction(denoise(x, t, cond).eps + s * noise * gradient)
+            """,
+            """
+            gradient = jax.grad(lambda x: log_prob(x, t, cond).sum())(x)
+            return process.Prediction(denoise(x, t, cond).eps - s * gradient)
+            """,  # no noise_t
+            """
+            gradient = jax.grad(lambda x: log_prob(x, t, cond).sum())(x)
+            _, noise = schedule.at(t, x.ndim)
+            return process.Prediction(denoise(x, t, cond).eps - noise * gradient)
+            """,  # no scale
+            """
+            gradient = jax.grad(lambda x: log_prob(x, t, cond).sum())(x)
+            _, noise = schedule.at(t, x.ndim)
+            return denoise(x, t, cond).eps - s * noise * gradient
+            """,  # an array
+        ],
+    },
+    "05_classifier_free_guidance": {
+        "drop_condition": [
+            "return jnp.where(jax.random.bernoulli(keys[0], rate), NULL, label)",  # all or none
+            """
+            keep = jax.vmap(lambda key: jax.random.bernoulli(key, rate))(keys)
+            return jnp.where(keep, label, NULL)
+            """,
+            """
+            drop = jax.vmap(lambda key: jax.random.bernoulli(key, rate))(keys)
+            return jnp.where(drop, 0, label)
+            """,  # label 0 for the null
+            """
+            drop = jax.random.bernoulli(keys[0], rate, label.shape)
+            return jnp.where(drop, NULL, label)
+            """,  # one key for all
+        ],
+        "classifier_free": [
+            """
+            null = {"label": jnp.full_like(cond["label"], null_cond["label"])}
+            eps_cond, eps_null = denoise(x, t, cond).eps, denoise(x, t, null).eps
+            return Prediction((1 + s) * eps_cond - s * eps_null)
+            """,  # Ho & Salimans' w
+            """
+            null = {"label": jnp.full_like(cond["label"], null_cond["label"])}
+            eps_cond, eps_null = denoise(x, t, cond).eps, denoise(x, t, null).eps
+            return Prediction(eps_null + s * (eps_null - eps_cond))
+            """,
+            """
+            null = {"label": jnp.full_like(cond["label"], null_cond["label"])}
+            return Prediction(denoise(x, t, null).eps + s * denoise(x, t, cond).eps)
+            """,
+            """
+            null = {"label": jnp.full_like(cond["label"], null_cond["label"])}
+            eps_cond, eps_null = denoise(x, t, cond).eps, denoise(x, t, null).eps
+            return Prediction(eps_null + s**2 * (eps_cond - eps_null))
+            """,
+            """
+            null = {"label": jnp.full_like(cond["label"], null_cond["label"])}
+            eps_cond, eps_null = denoise(x, t, cond).eps, denoise(x, t, null).eps
+            return eps_null + s * (eps_cond - eps_null)
+            """,  # an array
+        ],
+    },
 }

@@ -118,8 +118,11 @@ def test_group_norm_far_from_zero_loses_digits_but_not_its_head():
     got, p = build(nn.GroupNorm(2), x)
     want = group_norm(x, 2, p["scale"], p["bias"])
     np.testing.assert_allclose(got, want, atol=3e-3 * np.abs(want).max())
-    constant, p = build(nn.GroupNorm(2), np.full((1, 4, 4, 8), 1000.1, np.float32))
-    assert np.isfinite(constant).all()  # the variance may come out below 0 and must not
+
+
+def test_group_norm_of_a_constant_is_finite_though_the_variance_may_come_out_below_0():
+    x = RNG(0).uniform(1e3, 1e4, (64, 1, 1, 1)).astype(np.float32)
+    assert np.isfinite(build(nn.GroupNorm(2), np.broadcast_to(x, (64, 4, 4, 8)))[0]).all()
 
 
 def test_group_norm_of_bfloat16_is_computed_in_float32():
@@ -263,7 +266,7 @@ def test_spatial_transformer_is_self_attention_cross_attention_then_geglu_value_
     value, gate = np.split(linear(layer_norm(h, p["LayerNorm_2"]), p["ff_in"]), 2, -1)
     h = h + linear(value * gelu(gate), p["ff_out"])
     want = x + linear(h, p["proj_out"]).reshape(x.shape)
-    np.testing.assert_allclose(got, want, atol=2e-4)
+    np.testing.assert_allclose(got, want, atol=3e-5)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -276,7 +279,7 @@ def test_transformer_is_pre_norm_with_exact_gelu_and_a_final_norm(causal):
         h = h + linear(attend(*np.split(qkv, 3, -1), 2, causal), p[f"out_{i}"])
         hidden = gelu(linear(layer_norm(h, p[f"ln2_{i}"]), p[f"mlp_in_{i}"]))
         h = h + linear(hidden, p[f"mlp_out_{i}"])
-    np.testing.assert_allclose(got, layer_norm(h, p["final_norm"]), atol=2e-4)
+    np.testing.assert_allclose(got, layer_norm(h, p["final_norm"]), atol=3e-5)
 
 
 def test_weights_start_as_pytorchs_uniform_in_one_over_root_fan_in():

@@ -31,8 +31,11 @@ def test_all_timesteps_are_all_times():
 
 @pytest.mark.parametrize("steps", [2, 5, 27, 75, 100, 250, 400])
 def test_timesteps_are_those_of_adms_respacing(steps):
-    """Official indices round(k 999 / (steps - 1)), halves to even, plus 1."""
-    index = [round(k * 999 / (steps - 1)) for k in range(steps)]
+    """space_timesteps: a running sum of 999 / (steps - 1), rounded halves to even; plus 1."""
+    index, running = [], 0.0
+    for _ in range(steps):
+        index.append(round(running))
+        running += 999 / (steps - 1)
     assert sampler.timesteps(1000, steps).tolist() == [i + 1 for i in index[::-1]] + [0]
 
 
@@ -239,6 +242,20 @@ def test_every_step_has_its_own_noise_and_another_key_another_run():
     assert np.abs(np.corrcoef(step) - np.eye(3)).max() < 0.15
     other = sampler.sample(still, VE, x, ts, None, jax.random.key(1), eta=1.0)
     assert np.abs(other - path[-1]).min() > 0
+
+
+@pytest.mark.parametrize("variance", ["small", "large", "learned"])
+def test_ancestral_sampling_draws_with_the_variance_it_was_asked_for(variance):
+    """eps = 0 and x = 0: what one step leaves is its noise; the three sizes are 13% apart."""
+    zero = lambda x, t, cond: Prediction(jnp.zeros_like(x), jnp.zeros_like(x))  # noqa: E731
+    x, ts = jnp.zeros((2000, 2)), np.array([700, 300], np.int32)
+    out = sampler.ancestral(zero, LINEAR, x, ts, None, jax.random.key(0), variance=variance)
+    alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    now, then = alpha_bar[699], alpha_bar[299]
+    large = 1 - now / then
+    small = large * (1 - then) / (1 - now)
+    want = {"small": small, "large": large, "learned": np.sqrt(small * large)}[variance]
+    np.testing.assert_allclose(out.std(), np.sqrt(want), rtol=0.04)
 
 
 @pytest.mark.parametrize("run", [sampler.sample, sampler.ancestral])

@@ -39,8 +39,8 @@ DDPM = UNetConfig(3, 128, (1, 1, 2, 2, 4, 4), 2, (16,), heads=1, scale_shift=Fal
 PUBLISHED = {  # name: parameters, config, picture, conditions
     "adm_64": (295_904_454, replace(ADM, width=192, multipliers=(1, 2, 3, 4), blocks=3,
                                     attention=(2, 4, 8)), (64, 64, 3), LABEL),
-    "adm_128": (421_529_606, replace(ADM, multipliers=(1, 1, 2, 3, 4), attention=(4, 8, 16), heads=4),
-                (128, 128, 3), LABEL),
+    "adm_128": (421_529_606, replace(ADM, multipliers=(1, 1, 2, 3, 4), attention=(4, 8, 16),
+                                     heads=4), (128, 128, 3), LABEL),
     "adm_256": (553_838_086, ADM, (256, 256, 3), LABEL),
     "stable_diffusion_1": (859_520_964, STABLE, (64, 64, 4), {"context": zeros(1, 77, 768)}),
     "ddpm_sdedit": (113_673_219, DDPM, (256, 256, 3), {}),
