@@ -98,9 +98,11 @@ def ddim_step(
     """
     x0, eps = _x0_eps(schedule, x, pred.eps, t, x0_fn)
     signal_s, noise_s = schedule.at(s, x.ndim)
-    _, noise_t = schedule.at(t, x.ndim)
+    signal_t, noise_t = schedule.at(t, x.ndim)
     variance = eta**2 * transition_variance(schedule, t, s, x.ndim) * (noise_s / noise_t) ** 2
-    direction = jnp.sqrt(jnp.maximum(noise_s**2 - variance, 0))
+    # sqrt(noise_s^2 - variance), written so that at eta = 1 nothing cancels in float32.
+    kept = (eta * signal_t * noise_s / (signal_s * noise_t)) ** 2
+    direction = noise_s * jnp.sqrt(jnp.maximum(1 - eta**2 + kept, 0))
     return signal_s * x0 + direction * eps + jnp.sqrt(variance) * z
 
 

@@ -52,12 +52,21 @@ def from_alpha_bar(alpha_bar: np.ndarray) -> Schedule:
 
 
 def from_betas(betas: np.ndarray) -> Schedule:
-    """Variance-preserving tables from beta (T,): alpha_bar_t = prod_{i<=t} (1 - beta_i)."""
-    return from_alpha_bar(np.cumprod(1 - np.asarray(betas, np.float64)))
+    """Variance-preserving tables from beta (T,): alpha_bar_t = prod_{i<=t} (1 - beta_i).
+
+    ValueError unless 0 < beta < 1: at beta = 1 no signal is left, and eps no longer tells x0.
+    """
+    betas = np.asarray(betas, np.float64)
+    if not ((betas > 0) & (betas < 1)).all():
+        raise ValueError(f"beta must stay between 0 and 1, not {betas.min():g} to {betas.max():g}")
+    return from_alpha_bar(np.cumprod(1 - betas))
 
 
 def linear(T: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> Schedule:
-    """beta rises linearly (Ho et al. 2020). For T != 1000 the ends scale by 1000 / T, as in ADM."""
+    """beta rises linearly (Ho et al. 2020). For T != 1000 the ends scale by 1000 / T, as in ADM.
+
+    With the usual ends T must be above 20, where beta would reach 1.
+    """
     scale = 1000 / T
     return from_betas(np.linspace(scale * beta_min, scale * beta_max, T, dtype=np.float64))
 

@@ -86,7 +86,7 @@ print(f"called 0: {certainty(x):.1%}; share of the near flavour {share(x):.2f}, 
 assert certainty(x) > 0.95 and share(x) > 0.65 > 0.6 > true
 
 # %% [markdown]
-# The classifier is content. But the points pile up right behind the border, where no heap should be:
+# The classifier is content. But the points pile up right behind the border, where no heap belongs:
 # $p(y|x)$ alone does not know what is likely. Both terms of the equation are needed, all the way.
 #
 # ### Exercise 1 · a classifier that knows noise (5 minutes)
@@ -218,8 +218,8 @@ assert certainty(ruin) > 0.99 and ruin[:, 0].std() < 0.15 < 0.25 < drawn[1.0][:,
 
 # %% [markdown]
 # At $t = 900$ nobody can know the label, and the honest classifier hardly pushes. The other one is
-# sure of everything and pushes a thousand times harder, all the way. The points crowd into a wedge. *Its
-# certainty looks excellent*: never let the guide be the judge.
+# sure of everything and pushes a thousand times harder, all the way. The points crowd into a
+# wedge. *Its certainty looks excellent*: never let the guide be the judge.
 #
 # ## Summary
 # You now understand `gradient_guidance` of `common/guidance.py`, which serves CLIP too (lesson 08).
