@@ -20,7 +20,7 @@ class DemoConfig:
 
     out: Path = Path("out/first-light")  # folder for grid.png and film.webp
     num: int = 4  # pictures of each caption at each scale
-    steps: int = 50  # DDIM steps
+    steps: int = 30  # DDIM steps
     seed: int = 0
     weights: Path = SHIPPED
 
