@@ -15,19 +15,21 @@ import optax
 
 from common import devices, sampler, schedule, train
 from common.process import velocity
-from glide.model import TINY, Glide, denoiser, encode_text, init_params, predict
+from glide.model import TINY, Glide, denoiser, encode_text, init_params
 
 BATCH, STEPS = 16, 3
 
 
 def loss_fn(params, batch, keys):
-    """A real loss of a real model: every random number comes from the example's own key."""
+    """A real model and its square error: every random number comes from the example's own key.
+
+    Without the bound, whose logarithms of tiny probabilities amplify rounding tenfold.
+    """
     s = schedule.cosine(TINY.T)
     x0 = batch["image"].astype(jnp.float32) / 127.5 - 1
     x, t, eps = train.noise_batch(s, x0, keys)
     output = Glide(TINY).apply({"params": params}, x, t, {"tokens": batch["tokens"]})
-    error = output[..., :3] - velocity(s, x0, t, eps)
-    return train.hybrid_loss(s, predict(TINY, output, x, t), error, x0, x, t)
+    return jnp.square(output[..., :3] - velocity(s, x0, t, eps)).mean()
 
 
 def run(wrap, axis_name=None):
@@ -37,10 +39,10 @@ def run(wrap, axis_name=None):
         "image": rng.integers(0, 256, (64, 32, 32, 3), dtype=np.uint8),
         "tokens": rng.integers(0, 9, (64, TINY.text.length), dtype=np.int32),
     }
-    tx = optax.sgd(0.05)
+    tx = optax.sgd(0.01)
     state = train.init_state(lambda key: init_params(TINY, key), tx, jax.random.key(0))
     # The output layer starts at zero; away from it every parameter has a gradient.
-    state = state.replace(params=jax.tree.map(lambda p: p + 0.01, state.params))
+    state = state.replace(params=jax.tree.map(lambda p: p + 0.002, state.params))
     step = wrap(train.make_train_step(loss_fn, tx, axis_name=axis_name), data)
     losses = []
     for _, state, metrics in train.fit(
