@@ -66,7 +66,7 @@ if __name__ == "__main__":
             report(
                 name=wrap.__name__,
                 devices=jax.device_count(),
-                loss=float(np.abs(np.subtract(one["losses"], other["losses"])).max()),
+                loss=float(np.abs(np.divide(other["losses"], one["losses"]) - 1).max()),
                 params=float(np.abs(one["params"] - other["params"]).max()),
                 moved=float(np.abs(one["params"]).max()),
             )
