@@ -8,13 +8,14 @@ Orbax alone restores a flipped bit without a word, so only what matches its mani
 Folders are local or mounted paths; several hosts share one.
 """
 import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,37 @@ def load_weights(path: str | Path, abstract_params: PyTree | None = None,
             raise CheckpointError(f"weights {path} fit another model, use their config: {shown}")
     params = {k: x.astype(np.float32) if x.dtype == np.float16 else x for k, x in tensors.items()}
     return unflatten_dict(params, sep="/"), metadata
+
+
+def load_model(path: str | Path, model: str, config: type,
+               init_params: Callable[[Any, jax.Array], PyTree]) -> tuple[Any, dict, dict]:
+    """(config, params, metadata) of released weights that name themselves `model`.
+
+    config: the dataclass to build; init_params(config, key) gives the names and shapes it needs.
+    CheckpointError: as load_weights, or weights of something else, or of another version.
+    """
+    _, metadata = load_weights(path)
+    if metadata.get("model") != model:
+        kind = metadata.get("model", "an unnamed model")
+        raise CheckpointError(f"{path} holds weights of {kind}, not of {model}")
+    try:
+        built = _rebuild(config, metadata["config"])
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is of another version of {model}: {error}") from error
+    abstract = jax.eval_shape(lambda: init_params(built, jax.random.key(0)))
+    params, metadata = load_weights(path, abstract)
+    return built, params, metadata
+
+
+def _rebuild(kind: type, values: dict) -> Any:
+    """A dataclass from its asdict after JSON: lists were tuples, dicts are nested dataclasses."""
+    types = {f.name: f.type for f in dataclasses.fields(kind)}
+    plain = {}
+    for name, value in values.items():
+        nested = dataclasses.is_dataclass(types.get(name)) and isinstance(value, dict)
+        value = _rebuild(types[name], value) if nested else value
+        plain[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**plain)
 
 
 def _steps(folder: Path) -> list[int]:

@@ -27,8 +27,8 @@ def run(program: str, commands: dict[str, tuple[type, Callable]], argv: list[str
     except (ValueError, OSError) as error:
         print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print(f"{program}: stopped", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"{program}: stopped {stop}".rstrip(), file=sys.stderr)
         sys.exit(130)
 
 

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from tqdm import tqdm
 
 AXIS = "data"
 
@@ -167,3 +168,16 @@ def sharded_step(step: Callable, data: Any = None) -> Callable:
     compiled = jit(_gathered(step), donate_argnums=0)
     data = replicate(data)
     return lambda state, rows, keys: compiled(replicate(state), data, shard(rows), shard(keys))
+
+
+def in_chunks(
+    run: Callable, total: int, chunk: int, verb: str, progress: bool, axis: int = 0
+) -> np.ndarray:
+    """run(row numbers, number of the chunk) on `chunk` rows at a time, joined along `axis`.
+
+    The last chunk is filled up with rows from the beginning: one compilation.
+    """
+    size = min(chunk, total)
+    starts = tqdm(range(0, total, size), desc=verb, unit="batch", disable=not progress)
+    parts = [np.asarray(run(np.arange(i, i + size) % total, i // size)) for i in starts]
+    return np.take(np.concatenate(parts, axis), np.arange(total), axis)

@@ -71,8 +71,28 @@ def gradient_guidance(
         pred = denoise(x, t, cond)
         gradient = jax.grad(lambda x: log_prob(x, t, cond).sum())(x)
         noise = schedule.at(t, x.ndim)[1]
-        return pred._replace(
-            eps=pred.eps - _per_example(guidance_scale, x.ndim) * noise * gradient
-        )
+        return pred._replace(eps=pred.eps - _per_example(guidance_scale, x.ndim) * noise * gradient)
 
     return guided
+
+
+def mean_shift(
+    log_prob: Callable[[jax.Array, jax.Array, Any], jax.Array],
+    guidance_scale: float | jax.Array,
+    *,
+    at: str = "x_t",
+) -> Callable[..., jax.Array]:
+    """shift(x, mean, t, s, cond) = guidance_scale grad log p(y | .), for `sampler.ancestral`.
+
+    Ancestral steps have a variance, so guidance may move their mean instead of eps: mean + s Sigma
+    grad. at: "x_t", as ADM's code takes the gradient, or "mean", as its Algorithm 1 is derived
+    (there log_prob gets the time s, or 1 in the last step); the authors saw no difference.
+    """
+
+    def shift(x, mean, t, s, cond):
+        x, time = (x, t) if at == "x_t" else (mean, jnp.maximum(s, 1))
+        time = jnp.broadcast_to(time, x.shape[:1])
+        gradient = jax.grad(lambda x: log_prob(x, time, cond).sum())(x)
+        return _per_example(guidance_scale, x.ndim) * gradient
+
+    return shift

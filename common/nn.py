@@ -206,15 +206,17 @@ class SpatialTransformer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Pre-LN transformer on (B, L, D), LN eps 1e-5, MLP of width 4 D with exact GELU, final LN.
+    """Pre-LN transformer on (B, L, D), LN eps 1e-5, MLP of width 4 D, final LN.
 
-    No mask at all as in GLIDE's text side, or causal as in CLIP's.
+    No mask at all as in GLIDE's text side, or causal as in CLIP's. Exact GELU, or the quick one of
+    OpenAI's CLIP, x sigmoid(1.702 x).
     """
 
     layers: int
     heads: int
     causal: bool = False
     dtype: jnp.dtype = jnp.float32
+    quick_gelu: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -225,5 +227,6 @@ class Transformer(nn.Module):
             h = attention(*jnp.split(qkv, 3, axis=-1), self.heads, self.causal)
             x = x + dense(D, self.dtype, name=f"out_{i}")(h)
             h = dense(4 * D, self.dtype, name=f"mlp_in_{i}")(norm(f"ln2_{i}")(x))
-            x = x + dense(D, self.dtype, name=f"mlp_out_{i}")(nn.gelu(h, approximate=False))
+            h = h * nn.sigmoid(1.702 * h) if self.quick_gelu else nn.gelu(h, approximate=False)
+            x = x + dense(D, self.dtype, name=f"mlp_out_{i}")(h)
         return norm("final_norm")(x)

@@ -159,3 +159,13 @@ def variational_bound(
     nll = discretized_nll(x0, mean, 0.5 * log_var)
     axes = tuple(range(1, x.ndim))
     return jnp.where(s == 0, nll.mean(axes), kl.mean(axes)) / math.log(2)
+
+
+def to_float(images: jax.Array) -> jax.Array:
+    """Pixels uint8 -> float32 in [-1, 1], inside compiled code."""
+    return images.astype(jnp.float32) / 127.5 - 1
+
+
+def to_uint8(x: jax.Array) -> jax.Array:
+    """[-1, 1] -> uint8, clipped and rounded, as in GLIDE's notebooks (ADM truncates)."""
+    return jnp.rint((jnp.clip(x, -1, 1) + 1) * 127.5).astype(jnp.uint8)

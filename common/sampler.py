@@ -28,6 +28,7 @@ __all__ = ["ancestral", "ancestral_step", "clip_x0", "ddim_step", "dpm_solver", 
 __all__ += ["noise_like", "plms", "sample", "sample_path", "sections", "timesteps"]
 
 Hook = Callable[[jax.Array], jax.Array]  # x0 -> x0
+Shift = Callable[..., jax.Array]  # x, mean, t, s, cond -> what the mean moves by, over variance
 Project = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # x_s, s, key -> x_s
 
 
@@ -116,15 +117,18 @@ def ancestral_step(
     *,
     variance: str = "small",
     x0_fn: Hook | None = None,
+    shift: Hook | None = None,
 ) -> jax.Array:
     """x_t -> x_s: posterior mean + sd z, with the "small", "large" or "learned" variance.
 
-    The mean goes through the (clipped) x0; no noise is added at s = 0.
+    The mean goes through the (clipped) x0; no noise is added at s = 0. shift(mean) (B, ...) moves
+    the mean by sd^2 times itself: classifier guidance as in ADM, Algorithm 1.
     Ho et al. 2020, Algorithm 2; Nichol & Dhariwal 2021, eq. 15.
     """
     x0, _ = _x0_eps(schedule, x, pred.eps, t, x0_fn)
     mean, _ = posterior(schedule, x0, x, t, s)
     sd = jnp.exp(0.5 * log_variance(schedule, t, s, x.ndim, variance, pred.v))
+    mean = mean if shift is None else mean + sd**2 * shift(mean)
     noise_s = schedule.at(s, x.ndim)[1]
     return jnp.where(noise_s == 0, mean, mean + sd * z)
 
@@ -214,12 +218,20 @@ def ancestral(
     variance: str = "small",
     x0_fn: Hook | None = None,
     project: Project | None = None,
+    shift: Shift | None = None,
 ) -> jax.Array:
-    """As `sample` with ancestral steps: the papers' DDPM sampling, learned variance included."""
+    """As `sample` with ancestral steps: the papers' DDPM sampling, learned variance included.
+
+    shift(x, mean, t, s, cond) (B, ...) moves each mean by the variance times itself
+    (`guidance.mean_shift`).
+    """
 
     def step(x, pred, t, s, key):
         z = noise_like(key, x)
-        return ancestral_step(schedule, x, pred, t, s, z, variance=variance, x0_fn=x0_fn)
+        move = None if shift is None else lambda mean: shift(x, mean, t, s, cond)
+        return ancestral_step(
+            schedule, x, pred, t, s, z, variance=variance, x0_fn=x0_fn, shift=move
+        )
 
     return _run(step, denoise, x, ts, cond, key, project, lambda x: None)[0]
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common.nn import Transformer
+from common.nn import Transformer, dense
 
 PAD = 0
 
@@ -81,14 +81,12 @@ class TextEncoder(nn.Module):
         c = self.config
         # How it starts decides how soon colours are learned. Words start large and places small
         # (GLIDE: N(0, 1) and nothing); padding starts at zero, so that the last place, which reads
-        # the caption, is at first nothing but the words; and pooled moves the time embedding as
-        # much as t does.
+        # the caption, is at first nothing but the words; and pooled starts at zero, so that words
+        # not yet understood are not noise in the time embedding, which training would silence.
         normal, places = nn.initializers.normal, (c.length, c.width)
-        strong = nn.initializers.variance_scaling(4.0, "fan_in", "normal")
         h = nn.Embed(c.vocabulary, c.width, dtype=c.dtype, embedding_init=normal(1.0))(tokens)
         h = h + self.param("position", normal(0.02), places)[None].astype(c.dtype)
         padding = self.param("padding", nn.initializers.zeros, places)[None].astype(c.dtype)
         h = jnp.where((tokens == PAD)[..., None], padding, h)
         h = Transformer(c.layers, c.heads, dtype=c.dtype)(h)
-        pooled = nn.Dense(self.out_dim, dtype=c.dtype, kernel_init=strong, name="pooled")
-        return h, pooled(h[:, -1])
+        return h, dense(self.out_dim, c.dtype, zero=True, name="pooled")(h[:, -1])

@@ -102,12 +102,20 @@ def drop_condition(keys: jax.Array, cond: Any, null_cond: Any, rate: float) -> A
     )
 
 
-def noise_batch(schedule: Schedule, x0: jax.Array, keys: jax.Array):
-    """Draw t (B,) uniform in 1..T and eps like x0, one key per row -> (x_t, t, eps)."""
+def noise_batch(
+    schedule: Schedule, x0: jax.Array, keys: jax.Array, weights: jax.Array | None = None
+):
+    """Draw t (B,) in 1..T and eps like x0, one key per row -> (x_t, t, eps).
+
+    Uniform as in the papers, or with probabilities proportional to `weights` (T,).
+    """
 
     def draw(key):
         t_key, eps_key = jax.random.split(key)
-        t = jax.random.randint(t_key, (), 1, schedule.T + 1)
+        if weights is None:
+            t = jax.random.randint(t_key, (), 1, schedule.T + 1)
+        else:
+            t = 1 + jax.random.categorical(t_key, jnp.log(weights))
         return t, jax.random.normal(eps_key, x0.shape[1:])
 
     t, eps = jax.vmap(draw)(keys)

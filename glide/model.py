@@ -1,7 +1,8 @@
-"""GLIDE's base model: a text transformer beside an ADM U-Net, and its presets.
+"""GLIDE: a text transformer beside an ADM U-Net, and its presets: base, upsampler, inpainting.
 
 The text enters twice: its last token is added to the time embedding, and all its tokens stand in
-front of the keys and values of every attention layer. Nichol et al. 2021, section 4.
+front of the keys and values of every attention layer. Nichol et al. 2021, section 4. What an
+upsampler enlarges and what inpainting keeps are further channels beside x.
 """
 
 from dataclasses import dataclass, field, replace
@@ -19,17 +20,19 @@ from common.schedule import Schedule
 from common.text import TextConfig, TextEncoder, WordTokenizer
 from common.unet import UNet, UNetConfig
 
+KNOWN = 4  # channels of the input "known": a picture with holes, and its keep_mask
 SCHEDULES = {"linear": schedule.linear, "cosine": schedule.cosine}
 
 
 @dataclass(frozen=True)
 class GlideConfig:
-    """The base model. Defaults are the released 64 px model of 385 million parameters."""
+    """One of the models. Defaults are the released 64 px base of 385 million parameters."""
 
     size: int = 64  # pixels
     T: int = 1000  # diffusion times
     schedule: str = "cosine"  # GLIDE's squaredcos_cap_v2
     prediction: str = "eps"  # what the network predicts: "eps" (GLIDE) or "velocity"
+    inputs: tuple[str, ...] = ()  # pictures beside x: "known" (inpainting), then "low_res"
     unet: UNetConfig = field(
         default_factory=lambda: UNetConfig(
             out_channels=6,
@@ -49,7 +52,11 @@ class GlideConfig:
 
 
 class Glide(nn.Module):
-    """Network output (B, H, W, 6) of x (B, H, W, 3), t (B,), and either tokens or encoded text."""
+    """Network output (B, H, W, 6) of x (B, H, W, 3), t (B,) and cond, a dict of
+
+    tokens (B, L), or what `encode` made of them; known (B, H, W, 4), the picture where keep_mask
+    is 1, else 0, and keep_mask; low_res (B, h, w, 3), enlarged bilinearly. GLIDE's channel order.
+    """
 
     config: GlideConfig
 
@@ -64,14 +71,31 @@ class Glide(nn.Module):
 
     def __call__(self, x: jax.Array, t: jax.Array, cond: dict[str, jax.Array]) -> jax.Array:
         if "tokens" in cond:
-            cond = self.encode(cond["tokens"])
-        return self.unet(x, t, context=cond["context"], vector=cond["vector"])
+            cond = {**cond, **self.encode(cond["tokens"])}
+        beside = []
+        if "known" in self.config.inputs:
+            beside.append(cond["known"])
+        if "low_res" in self.config.inputs:
+            B, H, W, C = x.shape
+            beside.append(jax.image.resize(cond["low_res"], (B, H, W, C), "bilinear"))
+        channels = jnp.concatenate(beside, -1) if beside else None
+        text = {"context": cond["context"], "vector": cond["vector"]}
+        return self.unet(x, t, channels=channels, **text)
 
 
 # Text for the closed vocabulary of the scenes: 24 tokens are enough for every caption.
 _words = TextConfig(vocabulary=len(VOCABULARY) + 1, length=24, width=128, layers=2, heads=4)
 
 PAPER = GlideConfig()
+PAPER_INPAINT = replace(PAPER, inputs=("known",))
+PAPER_UPSAMPLER = replace(
+    PAPER,
+    size=256,
+    schedule="linear",
+    inputs=("low_res",),
+    unet=replace(PAPER.unet, multipliers=(1, 1, 2, 2, 4, 4), blocks=2, attention=(8, 16, 32)),
+)
+PAPER_UPSAMPLER_INPAINT = replace(PAPER_UPSAMPLER, inputs=("known", "low_res"))
 
 # Paper: small differs in scale, in predicting velocity instead of eps, in the space-to-depth stem
 # (both learn faster in the minutes a CPU gives), and in dropping captions from the first step.
@@ -98,7 +122,27 @@ TINY = replace(
     text=replace(_words, width=32, layers=1),
 )
 
-PRESETS = {"tiny": TINY, "small": SMALL, "paper": PAPER}
+# 32 -> 64 px. Most of the picture is given, so it may work on patches of 4 x 4 pixels.
+SMALL_UPSAMPLER = replace(
+    SMALL,
+    size=64,
+    schedule="linear",
+    inputs=("low_res",),
+    unet=replace(SMALL.unet, patch=4),
+)
+
+PRESETS = {
+    "tiny": TINY,
+    "tiny_inpaint": replace(TINY, inputs=("known",)),
+    "tiny_upsampler": replace(TINY, size=64, inputs=("low_res",), unet=replace(TINY.unet, patch=4)),
+    "small": SMALL,
+    "small_inpaint": replace(SMALL, inputs=("known",)),
+    "small_upsampler": SMALL_UPSAMPLER,
+    "paper": PAPER,
+    "paper_inpaint": PAPER_INPAINT,
+    "paper_upsampler": PAPER_UPSAMPLER,
+    "paper_upsampler_inpaint": PAPER_UPSAMPLER_INPAINT,
+}
 
 
 def make_schedule(config: GlideConfig) -> Schedule:
@@ -112,8 +156,30 @@ def tokenizer(config: GlideConfig) -> WordTokenizer:
 
 def init_params(config: GlideConfig, key: jax.Array) -> dict:
     x = jnp.zeros((1, config.size, config.size, config.channels))
-    tokens = jnp.zeros((1, config.text.length), jnp.int32)
-    return Glide(config).init(key, x, jnp.ones(1, jnp.int32), {"tokens": tokens})["params"]
+    cond = {"tokens": jnp.zeros((1, config.text.length), jnp.int32)}
+    cond |= {"known": jnp.zeros((*x.shape[:3], KNOWN)), "low_res": x[:, ::4, ::4]}
+    return Glide(config).init(key, x, jnp.ones(1, jnp.int32), cond)["params"]
+
+
+def for_inpainting(config: GlideConfig, params: dict) -> tuple[GlideConfig, dict]:
+    """A model that also sees `known`, from one that does not: the new weights are zero.
+
+    So at first it does what the old one did. GLIDE's inpainting is fine-tuned from there (4.3).
+    """
+    C, patch = config.channels, config.unet.patch
+
+    def insert(kernel, pixels):
+        H, W, _, F = kernel.shape  # inputs: pixels of a patch, then channels, x first
+        kernel = jnp.asarray(kernel).reshape(H, W, pixels, -1, F)
+        new = jnp.zeros((H, W, pixels, KNOWN, F))
+        kernel = jnp.concatenate([kernel[..., :C, :], new, kernel[..., C:, :]], 3)
+        return kernel.reshape(H, W, -1, F)
+
+    unet = dict(params["unet"])
+    unet["conv_in"] = {**unet["conv_in"], "kernel": insert(unet["conv_in"]["kernel"], patch**2)}
+    if patch > 1:  # the last convolution sees x and what is beside it, too
+        unet["conv_out"] = {**unet["conv_out"], "kernel": insert(unet["conv_out"]["kernel"], 1)}
+    return replace(config, inputs=("known", *config.inputs)), {**params, "unet": unet}
 
 
 def predict(config: GlideConfig, output: jax.Array, x: jax.Array, t: jax.Array) -> Prediction:
@@ -140,15 +206,4 @@ def encode_text(config: GlideConfig, params: dict, tokens: jax.Array) -> dict[st
 
 def load(path: Path) -> tuple[GlideConfig, dict, dict]:
     """(config, params, metadata) of a released weights file; CheckpointError says what is wrong."""
-    _, metadata = checkpoint.load_weights(path)
-    if metadata.get("model") != "glide":
-        kind = metadata.get("model", "an unnamed model")
-        raise checkpoint.CheckpointError(f"{path} holds weights of {kind}, not of glide")
-    fields = metadata["config"]
-    unet = {k: tuple(v) if isinstance(v, list) else v for k, v in fields["unet"].items()}
-    config = replace(
-        PAPER, **{**fields, "unet": UNetConfig(**unet), "text": TextConfig(**fields["text"])}
-    )
-    abstract = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-    params, metadata = checkpoint.load_weights(path, abstract)
-    return config, params, metadata
+    return checkpoint.load_model(path, "glide", GlideConfig, init_params)

@@ -9,12 +9,14 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from common import command, devices, plot, sampler
+from common.devices import in_chunks
 from common.guidance import classifier_free
+from common.process import to_uint8
 from common.scenes.captions import canonical
 from glide.model import GlideConfig, denoiser, encode_text, load, make_schedule, tokenizer
+from glide.upsampler import upsample
 
 CHUNK = 64  # pictures drawn in one call
 EXAMPLES = (
@@ -27,7 +29,8 @@ EXAMPLES = (
     "a blue ball at night",
     "a small yellow heart below a large red cone",
 )
-SHIPPED = Path(__file__).parent / "weights" / "small.safetensors"
+WEIGHTS = Path(__file__).parent / "weights"
+SHIPPED, UPSAMPLER = WEIGHTS / "small.safetensors", WEIGHTS / "upsampler.safetensors"
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class SampleConfig:
     steps: int = 50  # DDIM steps
     seed: int = 0
     weights: Path = SHIPPED
+    size: int | None = None  # pixels, the model's own or the upsampler's
+    upsampler: Path = UPSAMPLER  # weights of the second stage, where size asks for it
 
 
 @functools.cache
@@ -60,8 +65,7 @@ def compiled(config: GlideConfig, steps: int, path: bool):
         )
         guided = classifier_free(denoiser(config, params), null_cond, scales)
         x = run(guided, schedule, x, ts, cond, step_key, x0_fn=sampler.clip_x0)
-        # Rounded, as in GLIDE's notebooks (ADM truncates).
-        return jnp.rint((jnp.clip(x, -1, 1) + 1) * 127.5).astype(jnp.uint8)
+        return to_uint8(x)
 
     return devices.jit(sample)
 
@@ -85,37 +89,55 @@ def draw(
     """
     tokens = tokenizer(config).encode([canonical(p) for p in prompts])
     scales = np.broadcast_to(np.float32(guidance_scale), (len(prompts),))
-    run = compiled(config, steps, path)
-    key, axis, parts = jax.random.key(seed), int(path), []
-    size = min(chunk, len(prompts))
-    starts = range(0, len(prompts), size)
-    for i in tqdm(starts, desc="drawing", unit="batch", disable=not progress):
-        rows = np.arange(i, i + size) % len(prompts)  # the last chunk is filled up: one compilation
-        images = run(params, tokens[rows], scales[rows], jax.random.fold_in(key, i // size))
-        parts.append(np.asarray(images))
-    return np.take(np.concatenate(parts, axis), np.arange(len(prompts)), axis)
+    sample, key = compiled(config, steps, path), jax.random.key(seed)
+
+    def run(rows, i):
+        return sample(params, tokens[rows], scales[rows], jax.random.fold_in(key, i))
+
+    return in_chunks(run, len(prompts), chunk, "drawing", progress, int(path))
 
 
-def main(c: SampleConfig) -> None:
+def check(c: SampleConfig) -> None:
+    """ValueError for options that no model could take."""
     if not c.prompt.strip():
         raise ValueError("the prompt is empty; say what to draw, such as 'a red ball'")
     if not math.isfinite(c.guidance_scale):
         raise ValueError(f"guidance_scale must be a finite number, not {c.guidance_scale}")
     if not 1 <= c.num <= 4096:
         raise ValueError(f"num must be in 1..4096, not {c.num}")
-    devices.start()
-    config, params, _ = load(c.weights)
-    sampler.timesteps(config.T, c.steps)
-    tokenizer(config).encode([canonical(c.prompt)])
-    as_grid = command.check_out(c.out)
-    images = draw(config, params, [c.prompt] * c.num, guidance_scale=c.guidance_scale,
-                  steps=c.steps, seed=c.seed, progress=c.num > CHUNK)  # fmt: skip
+
+
+def save(c: SampleConfig, images: np.ndarray, first: dict[str, np.ndarray] | None = None) -> None:
+    """Write pictures as c.out says, with the settings inside; a grid begins with `first`."""
     settings = {"prompt": c.prompt, "guidance_scale": f"{c.guidance_scale:g}",
                 "steps": str(c.steps), "seed": str(c.seed), "weights": c.weights.name}  # fmt: skip
-    if as_grid:
+    if c.out.suffix:
         title = f"{c.prompt}   (guidance {c.guidance_scale:g})"
-        plot.save(plot.grid(images, title=title), c.out, settings)
+        labels = [*first, *[""] * len(images)] if first else None
+        sheet = plot.grid([*(first or {}).values(), *images], captions=labels, title=title)
+        plot.save(sheet, c.out, settings)
     else:
         for i, image in enumerate(images):
             plot.save(image, c.out / f"{i:04d}.png", settings)
-    print(f"{c.num} pictures: {c.out}")
+    print(f"{len(images)} pictures: {c.out}")
+
+
+def main(c: SampleConfig) -> None:
+    check(c)
+    devices.start()
+    config, params, _ = load(c.weights)
+    if config.inputs:
+        raise ValueError(f"{c.weights} does more than draw from captions: use its own command")
+    sampler.timesteps(config.T, c.steps)
+    tokenizer(config).encode([canonical(c.prompt)])
+    second = None
+    if c.size not in (None, config.size):
+        second = load(c.upsampler)
+        if second[0].size != c.size:
+            raise ValueError(f"size must be {config.size} or {second[0].size}, not {c.size}")
+    command.check_out(c.out)
+    images = draw(config, params, [c.prompt] * c.num, guidance_scale=c.guidance_scale,
+                  steps=c.steps, seed=c.seed, progress=c.num > CHUNK)  # fmt: skip
+    if second:
+        images = upsample(*second[:2], [c.prompt] * c.num, images, seed=c.seed, chunk=CHUNK)
+    save(c, images)

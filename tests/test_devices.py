@@ -7,8 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 
 from common import devices
 
@@ -70,3 +71,16 @@ def test_compiler_options_are_left_alone_when_the_user_has_a_say(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=")
     assert devices.compiler_options() == {}
     devices.compiler_options.cache_clear()
+
+
+def test_chunks_cover_every_row_once_in_order_and_have_one_size():
+    sizes = []
+
+    def run(rows, i):
+        sizes.append(len(rows))
+        return 10 * rows + 0 * i
+
+    assert_array_equal(devices.in_chunks(run, 7, 3, "counting", False), 10 * np.arange(7))
+    assert sizes == [3, 3, 3]
+    along = devices.in_chunks(lambda rows, i: np.stack([rows, -rows]), 5, 64, "", False, axis=1)
+    assert_array_equal(along, [np.arange(5), -np.arange(5)])

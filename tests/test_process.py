@@ -295,3 +295,12 @@ def test_variational_bound_teaches_the_variance_and_leaves_eps_alone(batch):
     size = np.abs(np.asarray(to_v)).max((1, 2, 3))
     # Small and large variance are nearly one late in the process, so v has little to say there.
     assert np.isfinite(size).all() and (size > 0).all() and (size[:5] > 1e-4).all()
+
+
+def test_pixels_survive_the_way_to_floats_and_back_and_are_rounded_not_cut():
+    pixels = jnp.arange(256, dtype=jnp.uint8)
+    floats = process.to_float(pixels)
+    np.testing.assert_allclose(floats[jnp.array([0, 255])], [-1, 1])
+    np.testing.assert_array_equal(process.to_uint8(floats), pixels)
+    np.testing.assert_array_equal(process.to_uint8(floats + 0.45 / 127.5), pixels)
+    np.testing.assert_array_equal(process.to_uint8(jnp.array([-9.0, 9.0])), [0, 255])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from common import process, sampler, schedule
-from common.guidance import classifier_free
+from common.guidance import classifier_free, mean_shift
 from common.mixture import NULL, Mixture
 from common.process import Prediction
 
@@ -398,3 +398,27 @@ def test_guidance_at_scale_3_moves_away_from_the_other_classes():
     away = np.asarray(close.mean[0] - (0.3 * close.mean[1] + 0.5 * close.mean[2]) / 0.8)
     np.testing.assert_allclose(means[1], close.mean[0], atol=0.1)
     assert (means[2] - means[1]) @ away / np.linalg.norm(away) > 0.2
+
+
+@pytest.mark.parametrize("at", ["x_t", "mean"])
+def test_means_shifted_by_the_exact_classifier_draw_from_the_class(at):
+    exact, log_prob = MIXTURE.denoiser(LINEAR), MIXTURE.log_prob(LINEAR)
+    shift = mean_shift(log_prob, 1.0, at=at)
+    cond = {"label": jnp.full(N, 1)}
+    ignorant = lambda x, t, cond: exact(x, t, nothing(len(x)))  # noqa: E731
+    x = sampler.ancestral(
+        ignorant, LINEAR, start(LINEAR), ALL_STEPS, cond, jax.random.key(3), shift=shift
+    )
+    assert_recovers(x, weight=np.array([0, 0.375, 0.625]), bias=0.04)
+
+
+def test_a_shifted_mean_moves_by_the_variance_times_scale_times_gradient():
+    x, z = jnp.ones((2, 3)), jnp.zeros((2, 3))
+    pred, t, s = Prediction(0.5 * x), jnp.array([900, 300]), jnp.array([700, 100])
+    log_prob = lambda x, t, cond: cond * (x**2).sum(-1)  # noqa: E731
+    shift = mean_shift(log_prob, 3.0)
+    move = lambda mean: shift(x, mean, t, s, jnp.array([1.0, 2.0]))  # noqa: E731
+    step = lambda **kw: sampler.ancestral_step(COSINE, x, pred, t, s, z, variance="large", **kw)  # noqa: E731
+    variance = np.exp(process.log_variance(COSINE, t, s, 2, "large", None))
+    expected = variance * 3 * 2 * np.array([[1.0], [2.0]])  # the gradients are 2 x and 4 x, x = 1
+    np.testing.assert_allclose(step(shift=move) - step(), expected * np.ones(3), rtol=1e-5)
