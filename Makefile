@@ -13,7 +13,8 @@ run: $(READY)  ## the main job: captions to pictures, into out/first-light
 	$(BIN)/python -m glide demo
 
 test: $(READY) lint  ## all tests
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest
+	$(BIN)/python -m common.scenes prepare
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(READY)  ## style
 	$(BIN)/ruff check .

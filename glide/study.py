@@ -41,7 +41,8 @@ def main(c: StudyConfig) -> None:
                           seed=c.seed, progress=True)  # fmt: skip
             rows += table(split, scale, texts, images)
     report = {
-        "command": f"python -m glide study --num {c.num} --steps {c.steps} --seed {c.seed}",
+        "command": f"python -m glide study --num {c.num} --scales "
+                   f"{' '.join(f'{s:g}' for s in c.scales)} --steps {c.steps} --seed {c.seed}",
         "weights": metadata["digest"], "recipe": metadata["recipe"], "sampler": f"DDIM {c.steps}",
         "accuracy": "all named attributes of the kind right, 95% Wilson interval", "rows": rows,
     }  # fmt: skip
