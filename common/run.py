@@ -187,5 +187,6 @@ def recorder(path: Path, start: int) -> Callable[[dict], None]:
 def command_line(c: RunConfig, model: str, command: str) -> str:
     """The command that repeats this run."""
     changed = [(k, v) for k, v in asdict(c).items() if v != getattr(type(c)(), k)]
-    options = [f"--{k.replace('_', '-')} {v}" for k, v in changed if k not in ("out", "host")]
+    flag = lambda k, v: f"--{k.replace('_', '-')}" + ("" if v is True else f" {v}")  # noqa: E731
+    options = [flag(k, v) for k, v in changed if k not in ("out", "host")]
     return " ".join([f"python -m {model.split('.')[0]} {command}", *options])

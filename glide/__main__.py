@@ -1,7 +1,10 @@
-"""python -m glide demo | sample | inpaint | train | train-classes | train-classifier | study"""
+"""python -m glide demo | sample | inpaint | search | study | train | train-...
+
+train-classes, train-classifier, train-clip: the other networks of the paper.
+"""
 
 from common import command
-from glide import classes, classifier, demo, inpaint, sample, study, train
+from glide import classes, classifier, clip, demo, inpaint, sample, search, study, train
 
 COMMANDS = {
     "demo": (demo.DemoConfig, demo.main),
@@ -10,6 +13,8 @@ COMMANDS = {
     "train": (train.TrainConfig, train.main),
     "train-classes": (classes.ClassesTrainConfig, classes.main),
     "train-classifier": (classifier.ClassifierTrainConfig, classifier.main),
+    "train-clip": (clip.ClipTrainConfig, clip.main),
+    "search": (search.SearchConfig, search.main),
     "study": (study.StudyConfig, study.main),
 }
 

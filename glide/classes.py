@@ -96,7 +96,7 @@ def make_loss(config: ClassesConfig, drop: float, late: float = 0.0) -> train.Lo
     """Hybrid loss of a batch {"image": uint8 (B, H, W, 3), "label": (B,)}."""
 
     def loss_fn(params, batch, keys):
-        noise_keys, drop_keys = jax.vmap(lambda k: jax.random.split(k))(keys).T
+        noise_keys, drop_keys = jax.vmap(lambda k: tuple(jax.random.split(k)))(keys)
         label = train.drop_condition(drop_keys, batch["label"], jnp.int32(NULL), drop)
         apply = lambda x, t: UNet(config.unet).apply({"params": params}, x, t, label=label)  # noqa: E731
         return denoising_loss(config, apply, to_float(batch["image"]), noise_keys, late)

@@ -51,8 +51,9 @@ def make_loss(config: GlideConfig, drop: float, late: float = 0.0) -> train.Loss
 
     def loss_fn(params, batch, keys):
         x0 = to_float(batch["image"])
-        keys = jax.vmap(lambda k: jax.random.split(k, 3 + ("known" in config.inputs)))(keys)
-        noise_keys, phrase_keys, drop_keys, *mask_keys = keys.T
+        count = 3 + ("known" in config.inputs)
+        split = jax.vmap(lambda k: tuple(jax.random.split(k, count)))(keys)
+        noise_keys, phrase_keys, drop_keys, *mask_keys = split
         pick = jax.vmap(lambda k: jax.random.randint(k, (), 0, PHRASINGS))(phrase_keys)
         tokens = jnp.take_along_axis(batch["tokens"], pick[:, None, None], axis=1)[:, 0]
         tokens = train.drop_condition(drop_keys, tokens, jnp.zeros_like(tokens[0]), drop)

@@ -1,0 +1,235 @@
+"""CLIP for GLIDE: training it on captioned scenes, guiding with it, re-ranking by it.
+
+The CLIP that guides is trained on noised pictures x_t (--noised); the CLIP that judges is trained
+on clean ones with another seed. Never judge with the CLIP that guides (section 5.2 of the paper).
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from common import checkpoint, clip, data, devices, metrics, run, train
+from common.clip import ClipConfig
+from common.guidance import Denoiser
+from common.process import to_float, x0_from_eps
+from common.sampler import clip_x0
+from common.scenes.captions import agrees, caption, claims
+from common.scenes.reader import truth
+from common.scenes.scene import COLOURS, SHAPES, Scene
+from common.schedule import Schedule, cosine
+
+LogProb = Callable[[jax.Array, jax.Array, Any], jax.Array]
+T = 1000  # times of a noised CLIP: the cosine schedule of GLIDE's base model
+
+
+def load(path: Path) -> tuple[ClipConfig, dict, dict]:
+    """(config, params, metadata) of a weights file; CheckpointError says what is wrong."""
+    return checkpoint.load_model(path, "glide.clip", ClipConfig, clip.init_params)
+
+
+@dataclass(frozen=True)
+class ClipTrainConfig(run.RunConfig):
+    """`python -m glide train-clip`: each field is an option."""
+
+    out: Path = Path("runs/clip")  # checkpoints, metrics.jsonl, weights.safetensors, accuracy.json
+    steps: int = 6_000
+    batch_size: int = 128
+    lr: float = 5e-4  # AdamW; warms up, then falls to 0 as a cosine
+    preset: Literal["tiny", "small"] = "small"  # which model
+    noised: bool = False  # train on x_t, t uniform, with a token per time: what guidance needs
+    size: int = 32  # pixels, 32 or 64
+    weight_decay: float = 0.2  # of matrices and embeddings, not of biases, gains and the scale
+    rho: float = 0.0  # caption noise: probability that a named shape or colour is wrong
+    examples: int = 24_000  # pictures used, of the 24,000 there are
+
+
+def make_loss(config: ClipConfig, axis_name: str | None = None) -> train.LossFn:
+    """InfoNCE of a batch {"image": uint8 (B, H, W, 3), "tokens": (B, phrasings, L)}.
+
+    axis_name: inside pmap, where every device compares its pictures with the captions of all.
+    """
+    schedule = cosine(config.T) if config.T else None
+
+    def loss_fn(params, batch, keys):
+        x, t = to_float(batch["image"]), None
+        noise_keys, phrase_keys = jax.vmap(lambda key: tuple(jax.random.split(key)))(keys)
+        phrasings = batch["tokens"].shape[1]
+        pick = jax.vmap(lambda key: jax.random.randint(key, (), 0, phrasings))(phrase_keys)
+        tokens = jnp.take_along_axis(batch["tokens"], pick[:, None, None], axis=1)[:, 0]
+        if schedule:
+            x, t, _ = train.noise_batch(schedule, x, noise_keys)
+        image, text, log_scale = clip.Clip(config).apply({"params": params}, x, tokens, t)
+        loss, accuracy = clip.info_nce(image, text, tokens, log_scale, axis_name)
+        return loss, {"accuracy": accuracy, "scale": jnp.exp(log_scale)}
+
+    return loss_fn
+
+
+def optimiser(c: ClipTrainConfig) -> optax.GradientTransformation:
+    """AdamW with CLIP's b2 and eps for transformers; the scale never exceeds 100."""
+    matrices = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)  # noqa: E731
+    rate = run.learning_rate(c)
+    adamw = optax.adamw(rate, b2=0.98, eps=1e-6, weight_decay=c.weight_decay, mask=matrices)
+    return optax.chain(optax.clip_by_global_norm(1.0), adamw, clip.clip_scale())
+
+
+def main(c: ClipTrainConfig) -> None:
+    """Train from scratch, or go on where `out` stopped; then measure on the test split."""
+    from glide.train import load_captioned  # here: train draws samples, and sample may import us
+
+    config = clip.PRESETS[c.preset]
+    if c.size % config.patch:
+        raise ValueError(f"size must be a multiple of the patch ({config.patch}), not {c.size}")
+    config = replace(config, size=c.size, T=T if c.noised else 0)
+    run.start(c)
+    params = run.run(
+        c,
+        model="glide.clip",
+        config=config,
+        init=lambda key: clip.init_params(config, key),
+        loss_fn=make_loss(config, None if c.hosts > 1 else devices.AXIS),
+        batches=load_captioned(config, c),
+        tx=optimiser(c),
+        command="train-clip",
+    )
+    if jax.process_index() == 0:
+        times = (1, T // 4, T // 2, 3 * T // 4) if c.noised else (0,)
+        rows = [row for t in times for row in evaluate(config, params, t=t)]
+        (c.out / "accuracy.json").write_text(json.dumps(rows, indent=1) + "\n")
+        for row in rows:
+            at = f"t = {row['t']:<4} " if c.noised else ""
+            print(f"{at}{row['task']:28} {row['accuracy']:.3f}  [{row['low']:.3f}, "
+                  f"{row['high']:.3f}]  chance {row['chance']:.3f}  "
+                  f"ceiling {row['ceiling']:.3f}  n = {row['n']}")  # fmt: skip
+
+
+def evaluate(
+    config: ClipConfig, params: dict, split: str = "test", t: int = 0, seed: int = 0
+) -> list[dict]:
+    """Zero-shot classes and retrieval on a split, each with its interval, chance and ceiling.
+
+    t > 0: of x_t, for a noised CLIP. Chance is picking blindly; the ceiling of retrieving the very
+    picture is what one gets who finds all that the caption is true of, and picks among them.
+    """
+    scenes, rng = data.load("scenes", split, size=config.size), np.random.default_rng(seed)
+    x, scenes = scenes["image"], scenes["scenes"]
+    if t:
+        schedule, x = cosine(config.T), np.float32(x) / 127.5 - 1
+        x = schedule.signal[t] * x + schedule.noise[t] * rng.standard_normal(x.shape, np.float32)
+    images = clip.embed_images(config, params, np.asarray(x), t)
+    rows = []
+
+    def add(task, right, n, chance, ceiling=1.0):
+        low, high = metrics.wilson_interval(right, n)
+        rows.append({"t": t, "task": task, "accuracy": right / n, "low": low, "high": high,
+                     "chance": chance, "ceiling": ceiling, "n": n})  # fmt: skip
+
+    single = np.array([len(scene.objects) == 1 for scene in scenes])
+    objects = [scene.objects[0] for scene in scenes if len(scene.objects) == 1]
+    shapes, colours = class_prompts(config, params)
+    for task, classes, names, truths in (
+        ("zero-shot shape", shapes, SHAPES, [o.shape for o in objects]),
+        ("zero-shot colour", colours, list(COLOURS), [o.colour for o in objects]),
+    ):
+        right = clip.zero_shot(images[single], classes) == [names.index(name) for name in truths]
+        add(task, int(right.sum()), len(right), 1 / len(names))
+
+    texts, N = [caption(scene, rng) for scene in scenes], len(scenes)
+    similarity = clip.embed_texts(config, params, texts) @ images.T
+    true = matches(texts, scenes)
+    for k in (1, 5):
+        right = clip.recall(similarity, np.eye(N, dtype=bool), k)
+        ceiling = float(np.minimum(k / true.sum(1), 1).mean())
+        add(f"caption to its picture, of {k}", round(right * N), N, min(k / N, 1), ceiling)
+    right = clip.recall(similarity, true, 1)
+    add("caption true of first hit", round(right * N), N, float(true.mean()))
+    return rows
+
+
+def class_prompts(config: ClipConfig, params: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Zero-shot classes (6, D) of the shapes and (8, D) of the colours.
+
+    Captions name both always, so a shape's prompts are "a red ball", "an orange ball"...: the
+    ensemble runs over what the class leaves open.
+    """
+    prompts = [f"a {colour} {shape}" for shape in SHAPES for colour in COLOURS]
+    prompts = [p.replace("a orange", "an orange") for p in prompts]
+    grid = clip.embed_texts(config, params, prompts).reshape(len(SHAPES), len(COLOURS), -1)
+    return clip.class_embeddings(grid), clip.class_embeddings(grid.swapaxes(0, 1))
+
+
+def matches(texts: Sequence[str], scenes: Sequence[Scene]) -> np.ndarray:
+    """(texts, scenes) bool: is all that the caption claims true of the scene?"""
+    by_objects = defaultdict(list)  # cheap to look up, so that few pairs are compared in full
+    for j, scene in enumerate(scenes):
+        by_objects[frozenset((o.shape, o.colour) for o in scene.objects)].append((j, truth(scene)))
+    out = np.zeros((len(texts), len(scenes)), bool)
+    for i, claimed in enumerate(map(claims, texts)):
+        objects = frozenset((o["shape"], o["colour"]) for o in claimed["objects"])
+        for j, known in by_objects[objects]:
+            out[i, j] = agrees(claimed, known)["all"]
+    return out
+
+
+def with_text(cond: dict, config: ClipConfig, params: dict, tokens: jax.Array) -> dict:
+    """The denoiser's cond, and "text_embedding" (B, D) to guide towards: once for all steps."""
+    return {**cond, "text_embedding": clip.encode_text(config, params, tokens)}
+
+
+def clip_log_prob(config: ClipConfig, params: dict, scale: float = clip.MAX_SCALE) -> LogProb:
+    """log_prob(x_t, t, cond) -> (B,) of a noised CLIP, for guidance.gradient_guidance.
+
+    scale <image embedding(x_t, t), text embedding>: the logit of CLIP's softmax, whose normaliser
+    is left out. cond comes from with_text; the denoiser underneath stays conditional.
+    GLIDE, section 2.4, whose logit scale is 100 (clip/config.yaml), and its guidance scale 2 to 3.
+    """
+    if not config.T:
+        raise ValueError("a clean CLIP cannot read x_t: use unnoised_log_prob, or train --noised")
+
+    def log_prob(x: jax.Array, t: jax.Array, cond: dict) -> jax.Array:
+        return scale * clip.score(clip.encode_image(config, params, x, t), cond["text_embedding"])
+
+    return log_prob
+
+
+def unnoised_log_prob(
+    config: ClipConfig,
+    params: dict,
+    denoise: Denoiser,
+    schedule: Schedule,
+    scale: float = clip.MAX_SCALE,
+) -> LogProb:
+    """As clip_log_prob, of a clean CLIP on the predicted x0, clipped: the baseline of appendix D.
+
+    The gradient reaches x_t through the denoiser, so each step costs its backward pass, too. Where
+    x0 is clipped nothing comes through.
+    Paper: its baseline is a notebook with augmentations and further losses; this is its idea, as
+    in k-diffusion's sample_clip_guided.py, with CLIP's own cosine instead of a spherical distance.
+    """
+
+    def log_prob(x: jax.Array, t: jax.Array, cond: dict) -> jax.Array:
+        x0 = clip_x0(x0_from_eps(schedule, x, t, denoise(x, t, cond).eps))
+        return scale * clip.score(clip.encode_image(config, params, x0), cond["text_embedding"])
+
+    return log_prob
+
+
+def rerank(
+    config: ClipConfig, params: dict, images: np.ndarray, prompts: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Best of n: images uint8 (B, n, H, W, 3) of B prompts -> best first, and cosines (B, n)."""
+    B, n = images.shape[:2]
+    embedding = clip.embed_images(config, params, images.reshape(B * n, *images.shape[2:]))
+    text_embedding = clip.embed_texts(config, params, prompts)[:, None]
+    scores = clip.score(embedding.reshape(B, n, -1), text_embedding)
+    order = np.argsort(-scores, axis=1, kind="stable")
+    pick = order[..., None, None, None]
+    return np.take_along_axis(images, pick, 1), np.take_along_axis(scores, order, 1)

@@ -1,0 +1,140 @@
+"""A denoiser for SDEdit to steer: DDPM's U-Net, and a small one of scenes that takes captions.
+
+SDEdit itself needs no network of its own: `sde.edit` takes any denoiser. This is what the command
+line runs, since it may not know the other papers' models.
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from common import checkpoint, schedule
+from common.guidance import Denoiser
+from common.process import Prediction, eps_from_velocity
+from common.scenes.captions import VOCABULARY, canonical
+from common.schedule import Schedule
+from common.text import TextConfig, TextEncoder, WordTokenizer
+from common.unet import UNet, UNetConfig
+
+SHIPPED = Path(__file__).parent / "weights" / "small.safetensors"
+
+
+@dataclass(frozen=True)
+class SdeditConfig:
+    """Defaults are the official repository's model, of 114 million parameters."""
+
+    size: int = 256  # pixels
+    schedule: str = "linear"  # or "cosine"; of 1000 times
+    prediction: str = "eps"  # what the network predicts: "eps" or "velocity"
+    unet: UNetConfig = field(
+        default_factory=lambda: UNetConfig(
+            width=128,
+            multipliers=(1, 1, 2, 2, 4, 4),
+            attention=(16,),
+            heads=1,
+            scale_shift=False,
+            updown="conv_asym",
+            time_order="sin_cos",
+            eps=1e-6,
+        )
+    )
+    text: TextConfig | None = None  # the paper's networks know no captions
+
+
+class Network(nn.Module):
+    """Network output (B, H, W, 3) of x (B, H, W, 3), t (B,) and cond: {}, or tokens or text."""
+
+    config: SdeditConfig
+
+    def setup(self):
+        c = self.config
+        self.text = TextEncoder(c.text, 4 * c.unet.width) if c.text else None
+        self.unet = UNet(c.unet)
+
+    def encode(self, tokens: jax.Array) -> dict[str, jax.Array]:
+        return dict(zip(("context", "vector"), self.text(tokens), strict=True))
+
+    def __call__(self, x: jax.Array, t: jax.Array, cond: dict[str, jax.Array]) -> jax.Array:
+        return self.unet(x, t, **(self.encode(cond["tokens"]) if "tokens" in cond else cond))
+
+
+PAPER = SdeditConfig()
+
+# Paper: small differs in scale, in captions (dropped half of the time: without one it is the
+# paper's unconditional model), in the cosine schedule (fewer times are spent where a small picture
+# has long drowned), in velocity and the space-to-depth stem (they learn faster on a CPU).
+SMALL = SdeditConfig(
+    size=32,
+    schedule="cosine",
+    prediction="velocity",
+    unet=UNetConfig(width=48, multipliers=(1, 1.5), attention=(2,), context="joint", head_dim=24,
+                    groups=8, patch=2),
+    text=TextConfig(vocabulary=len(VOCABULARY) + 1, length=24, width=128, layers=2, heads=4),
+)  # fmt: skip
+
+TINY = replace(
+    SMALL,
+    unet=replace(SMALL.unet, width=24, multipliers=(1, 1), blocks=1),
+    text=replace(SMALL.text, width=32, layers=1),
+)
+
+PRESETS = {"tiny": TINY, "small": SMALL, "paper": PAPER}
+
+
+def make_schedule(config: SdeditConfig) -> Schedule:
+    return {"linear": schedule.linear, "cosine": schedule.cosine}[config.schedule]()
+
+
+def tokenize(config: SdeditConfig, prompts: list[str]) -> np.ndarray:
+    """(B, L) tokens of captions, "" is none at all; ValueError says which word is unknown."""
+    if config.text is None and any(prompts):
+        raise ValueError("these weights know no captions: leave the prompt away")
+    length = config.text.length if config.text else 1
+    return WordTokenizer(VOCABULARY, length).encode([canonical(p) for p in prompts])
+
+
+def init_params(config: SdeditConfig, key: jax.Array) -> dict:
+    x = jnp.zeros((1, config.size, config.size, 3))
+    cond = {"tokens": jnp.zeros((1, config.text.length), jnp.int32)} if config.text else {}
+    return Network(config).init(key, x, jnp.ones(1, jnp.int32), cond)["params"]
+
+
+def encode_text(config: SdeditConfig, params: dict, tokens: jax.Array) -> dict[str, jax.Array]:
+    """tokens (B, L) -> cond, done once for all steps."""
+    if config.text is None:
+        return {}
+    return Network(config).apply({"params": params}, tokens, method="encode")
+
+
+def denoiser(config: SdeditConfig, params: dict) -> Denoiser:
+    """denoise(x, t, cond) -> Prediction(eps), cond from `encode_text` (or {"tokens": (B, L)})."""
+
+    def denoise(x: jax.Array, t: jax.Array, cond: Any) -> Prediction:
+        output = Network(config).apply({"params": params}, x, t, cond)
+        if config.prediction == "velocity":
+            output = eps_from_velocity(make_schedule(config), x, t, output)
+        return Prediction(output)
+
+    return denoise
+
+
+def load(path: Path) -> tuple[SdeditConfig, dict, dict]:
+    """(config, params, metadata) of a weights file; CheckpointError says what is wrong."""
+    if not path.exists():
+        raise checkpoint.CheckpointError(f"no weights at {path}: make some with `python -m sdedit "
+                                         f"train` and give them as --weights")  # fmt: skip
+    _, metadata = checkpoint.load_weights(path)
+    if metadata.get("model") != "sdedit":
+        kind = metadata.get("model", "an unnamed model")
+        raise checkpoint.CheckpointError(f"{path} holds weights of {kind}, not of sdedit")
+    fields = metadata["config"]
+    unet = {k: tuple(v) if isinstance(v, list) else v for k, v in fields["unet"].items()}
+    text = TextConfig(**fields["text"]) if fields["text"] else None
+    config = SdeditConfig(**{**fields, "unet": UNetConfig(**unet), "text": text})
+    abstract = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    return config, *checkpoint.load_weights(path, abstract)

@@ -1,0 +1,174 @@
+"""Pictures from guides: paint (whole strokes), edit (under a mask), compose (a pasted patch)."""
+
+import functools
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from common import command, devices, plot
+from common.guidance import classifier_free
+from sdedit import sde
+from sdedit.guides import on_white, open_mask, open_picture, paste
+from sdedit.model import SHIPPED, SdeditConfig, denoiser, encode_text, load, make_schedule, tokenize
+
+CHUNK = 64  # pictures drawn in one call
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """What all three commands have."""
+
+    t0: float = 0.5  # how much is forgotten: 0 returns the guide, 1 no longer knows it
+    sde: Literal["vp", "ve", "ddpm"] = "vp"  # ddpm: the official repository's procedure
+    steps: int = 100  # of the reverse SDE (ddpm: always 1000 t0)
+    repeats: int = 1  # the whole edit, fed its own result (the paper's K)
+    last: Literal["denoise", "paper"] = "denoise"  # paper: the last step adds noise, as printed
+    prompt: str = ""  # a caption in the words of the scenes; without one, unconditional
+    guidance_scale: float = 1.0  # 0 ignores the caption, 1 follows it, more exaggerates it
+    num: int = 4  # pictures
+    seed: int = 0
+    resize: bool = False  # crop and resize files of another size, instead of refusing them
+    weights: Path = SHIPPED
+    out: Path = Path("out/sdedit.png")  # a .png is a labelled grid; a folder, one PNG each
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaintConfig(SampleConfig):
+    """`python -m sdedit paint`: a picture from a stroke painting."""
+
+    guide: Path  # what to start from, a PNG or JPEG
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditConfig(PaintConfig):
+    """`python -m sdedit edit`: change a picture, with strokes on it, under a mask only."""
+
+    edit_mask: Path  # a picture: white may change, black is kept exactly
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComposeConfig(SampleConfig):
+    """`python -m sdedit compose`: make a pasted patch belong to its background."""
+
+    background: Path  # the picture that is kept
+    patch: Path  # what is pasted; its transparent pixels are not
+    at: str  # x,y of the patch's top left corner, in pixels of the (resized) background
+    margin: int = 1  # pixels around the patch that may change, too
+
+
+@functools.cache
+def compiled(config: SdeditConfig, sde_name: str, repeats: int, last: str, guided: bool):
+    """run(params, schedule, guides, edit_masks, tokens, scales, key) -> float (B, H, W, 3)."""
+    trained = make_schedule(config)
+    procedure = {"variance": "small", "fresh": False} if sde_name == "ddpm" else {}
+
+    def run(params, schedule, guides, edit_masks, tokens, scales, key):
+        denoise, cond = denoiser(config, params), encode_text(config, params, tokens)
+        if guided:
+            null_cond = encode_text(config, params, 0 * tokens)
+            denoise = classifier_free(denoise, null_cond, scales)
+        denoise = sde.transfer(denoise, trained, schedule)
+        return sde.edit(denoise, schedule, guides, cond, key, edit_mask=edit_masks,
+                        repeats=repeats, last=last, **procedure)  # fmt: skip
+
+    return devices.jit(run)
+
+
+def draw(
+    config: SdeditConfig,
+    params: dict,
+    guides: np.ndarray,
+    *,
+    t0: float,
+    sde_name: str = "vp",
+    steps: int = 100,
+    edit_masks: np.ndarray | None = None,
+    repeats: int = 1,
+    last: str = "denoise",
+    prompts: list[str] | None = None,
+    guidance_scale: float = 1.0,
+    seed: int = 0,
+    progress: bool = False,
+) -> np.ndarray:
+    """Pictures uint8 (B, H, W, 3) from guides of that kind, one each; edit_masks (B, H, W, 1).
+
+    Row i gets noise that depends on seed, i and CHUNK alone. ValueError: t0, steps, prompts.
+    """
+    schedule = sde.SDES[sde_name](t0, steps)
+    B, key = len(guides), jax.random.key(seed)
+    edit_masks = np.ones((*guides.shape[:3], 1), bool) if edit_masks is None else edit_masks
+    tokens = tokenize(config, prompts or [""] * B)
+    scales = np.full(B, guidance_scale, np.float32)
+    run = compiled(config, sde_name, repeats, last, guidance_scale != 1)
+    size, parts = min(CHUNK, B), []
+    for i in tqdm(range(0, B, size), desc="editing", unit="batch", disable=not progress):
+        rows = np.arange(i, i + size) % B  # the last chunk is filled up: one compilation
+        given = (plot.from_uint8(guides[rows]), edit_masks[rows], tokens[rows], scales[rows])
+        images = run(params, schedule, *given, jax.random.fold_in(key, i // size))
+        parts.append(plot.to_uint8(images))
+    return np.concatenate(parts)[:B]
+
+
+def paint(c: PaintConfig) -> None:
+    config, params = _start(c)
+    guide = on_white(open_picture(c.guide, config.size, c.resize))
+    _finish(c, config, params, guide, None)
+
+
+def edit(c: EditConfig) -> None:
+    config, params = _start(c)
+    guide = on_white(open_picture(c.guide, config.size, c.resize))
+    _finish(c, config, params, guide, open_mask(c.edit_mask, config.size, c.resize))
+
+
+def compose(c: ComposeConfig) -> None:
+    try:
+        x, y = map(int, c.at.split(","))
+    except ValueError:
+        raise ValueError(f"at must be two whole numbers such as 12,8, not {c.at!r}") from None
+    if c.margin < 0:
+        raise ValueError(f"margin must be 0 or more, not {c.margin}")
+    config, params = _start(c)
+    background = on_white(open_picture(c.background, config.size, c.resize))
+    guide, edit_mask = paste(background, open_picture(c.patch), (x, y), c.margin)
+    _finish(c, config, params, guide, edit_mask)
+
+
+def _start(c: SampleConfig) -> tuple[SdeditConfig, dict]:
+    """Everything that can be refused without a picture; then the weights."""
+    sde.SDES[c.sde](c.t0, c.steps)
+    if not math.isfinite(c.guidance_scale):
+        raise ValueError(f"guidance_scale must be a finite number, not {c.guidance_scale}")
+    if not 1 <= c.num <= 4096:
+        raise ValueError(f"num must be in 1..4096, not {c.num}")
+    if c.repeats < 1:
+        raise ValueError(f"repeats must be at least 1, not {c.repeats}")
+    devices.start()
+    config, params, _ = load(c.weights)
+    tokenize(config, [c.prompt])
+    command.check_out(c.out)
+    return config, params
+
+
+def _finish(c, config, params, guide, edit_mask) -> None:
+    """Draw c.num pictures of one guide, save and name them."""
+    repeat = lambda a: np.broadcast_to(a, (c.num, *a.shape))  # noqa: E731
+    images = draw(config, params, repeat(guide), t0=c.t0, sde_name=c.sde, steps=c.steps,
+                  edit_masks=None if edit_mask is None else repeat(edit_mask), repeats=c.repeats,
+                  last=c.last, prompts=[c.prompt] * c.num, guidance_scale=c.guidance_scale,
+                  seed=c.seed, progress=c.num > CHUNK)  # fmt: skip
+    names = ("t0", "sde", "steps", "repeats", "last", "prompt", "guidance_scale", "seed")
+    settings = {name: str(getattr(c, name)) for name in names} | {"weights": c.weights.name}
+    if c.out.suffix:
+        title = f"{c.prompt or 'no caption'}   (t0 {c.t0:g}, {c.sde})"
+        captions = ["guide", *[""] * c.num]
+        plot.save(plot.grid([guide, *images], captions=captions, title=title), c.out, settings)
+    else:
+        for i, image in enumerate(images):
+            plot.save(image, c.out / f"{i:04d}.png", settings)
+    print(f"{c.num} pictures: {c.out}")
