@@ -67,8 +67,7 @@ def main(c: StudyConfig) -> None:
     for repeats in c.repeats:
         row = realism_and_distance(edited(guides, repeats=repeats), guides, others)
         rows["repeats"].append({"repeats": repeats} | row)
-    some = slice(4 * c.num)
-    rows["compositing"] = compositing(scenes["scenes"][some], scenes["image"][some], edited)
+    rows["compositing"] = compositing(scenes["scenes"], scenes["image"], c.num, edited)
     rows["proposition_1"] = proposition1(c.seed)
 
     options = " ".join(f"--{k} {getattr(c, k)}" for k in ("num", "steps", "t0", "points", "seed"))
@@ -111,16 +110,15 @@ def realism_and_distance(images: np.ndarray, guides: np.ndarray, real: np.ndarra
     return found
 
 
-def compositing(scenes: list, images: np.ndarray, edited) -> list[dict]:
+def compositing(scenes: list, images: np.ndarray, num: int, edited) -> list[dict]:
     """The object of one picture put into another, by every method: kept pixels, object found.
 
-    Pairs are neighbours in the data, of one object each, that do not overlap.
+    At most `num` pairs of pictures of one object each that do not overlap.
     """
-    alone = [i for i, scene in enumerate(scenes) if len(scene.objects) == 1]
+    alone = [i for i, scene in enumerate(scenes) if len(scene.objects) == 1][: 4 * num]
     masks = object_masks([scenes[i] for i in alone], images.shape[1])
     pairs = [(k, k + 1) for k in range(0, len(alone) - 1, 2) if not (masks[k] & masks[k + 1]).any()]
-    if not pairs:
-        return []
+    pairs = pairs[:num]
     behind, before = (images[[alone[p[k]] for p in pairs]] for k in (0, 1))
     wanted = [scenes[alone[j]].objects[0] for _, j in pairs]
     edit_masks = masks[[j for _, j in pairs]]

@@ -67,7 +67,11 @@ apply = jax.jit(ENCODER.apply)
 
 @pytest.fixture(scope="module")
 def params():
-    return jax.jit(ENCODER.init)(jax.random.key(0), TOKENS)
+    """As trained: the map to the pooled vector starts at zero, which would hide everything."""
+    tables = dict(jax.jit(ENCODER.init)(jax.random.key(0), TOKENS)["params"])
+    assert not np.any(tables["pooled"]["kernel"])
+    kernel = jax.random.normal(jax.random.key(1), tables["pooled"]["kernel"].shape)
+    return {"params": {**tables, "pooled": {**tables["pooled"], "kernel": kernel}}}
 
 
 def outputs(params, tokens=TOKENS):
