@@ -6,7 +6,7 @@ the repeats K, and Proposition 1 on an exact mixture.
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import jax
@@ -17,6 +17,7 @@ from common import command, data, devices, metrics, plot
 from common.mixture import NULL, Mixture
 from common.process import Prediction
 from common.scenes.reader import read
+from common.scenes.render import render
 from sdedit import blend, sde
 from sdedit.guides import object_masks, strokes
 from sdedit.model import SHIPPED, load
@@ -113,13 +114,13 @@ def realism_and_distance(images: np.ndarray, guides: np.ndarray, real: np.ndarra
 def compositing(scenes: list, images: np.ndarray, num: int, edited) -> list[dict]:
     """The object of one picture put into another, by every method: kept pixels, object found.
 
-    At most `num` pairs of pictures of one object each that do not overlap.
+    `num` pairs of pictures of one object each; the background is drawn without its own.
     """
-    alone = [i for i, scene in enumerate(scenes) if len(scene.objects) == 1][: 4 * num]
+    alone = [i for i, scene in enumerate(scenes) if len(scene.objects) == 1][: 2 * num]
     masks = object_masks([scenes[i] for i in alone], images.shape[1])
-    pairs = [(k, k + 1) for k in range(0, len(alone) - 1, 2) if not (masks[k] & masks[k + 1]).any()]
-    pairs = pairs[:num]
-    behind, before = (images[[alone[p[k]] for p in pairs]] for k in (0, 1))
+    pairs = list(zip(range(0, len(alone), 2), range(1, len(alone), 2), strict=False))
+    empty = [replace(scenes[alone[i]], objects=()) for i, _ in pairs]
+    behind, before = render(empty, images.shape[1]), images[[alone[j] for _, j in pairs]]
     wanted = [scenes[alone[j]].objects[0] for _, j in pairs]
     edit_masks = masks[[j for _, j in pairs]]
     each = lambda method: np.stack([*map(method, behind, before, edit_masks)])  # noqa: E731
