@@ -1,0 +1,17 @@
+"""python -m ldm sample | img2img | inpaint | upscale | train-autoencoder | train | study"""
+
+from common import command
+from ldm import inpaint, sample, study, train, train_autoencoder, upscale
+
+COMMANDS = {
+    "sample": (sample.SampleConfig, sample.main),
+    "img2img": (sample.Img2ImgConfig, sample.img2img),
+    "inpaint": (inpaint.InpaintConfig, inpaint.main),
+    "upscale": (upscale.UpscaleConfig, upscale.main),
+    "train-autoencoder": (train_autoencoder.AutoencoderTrainConfig, train_autoencoder.main),
+    "train": (train.TrainConfig, train.main),
+    "study": (study.StudyConfig, study.main),
+}
+
+if __name__ == "__main__":
+    command.run("ldm", COMMANDS)

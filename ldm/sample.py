@@ -1,0 +1,194 @@
+"""Pictures from captions, and from pictures: noise or a noised latent, denoised, then decoded."""
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from common import command, devices, plot, sampler
+from common.devices import in_chunks
+from common.pictures import on_white, open_picture
+from common.process import to_float, to_uint8
+from ldm.model import (
+    LdmConfig,
+    conditions,
+    guide,
+    latent_shape,
+    load,
+    make_schedule,
+    to_latent,
+    to_picture,
+)
+
+CHUNK = 64  # pictures drawn in one call
+EXAMPLES = (
+    "a small red ball above a large blue cube",
+    "a photo of a large yellow star",
+    "a green heart on a white background",
+    "a drawing of a pink cone",
+    "a large cyan ring left of a small orange ball",
+    "a mosaic of a purple cube",
+    "a blue ball at night",
+    "a small yellow heart below a large red cone",
+)
+SHIPPED = Path(__file__).parent / "weights" / "small.safetensors"
+SOLVERS = {"ddim": sampler.sample, "plms": sampler.plms, "dpm": sampler.dpm_solver}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What all commands that draw have."""
+
+    out: Path = Path("out/ldm.png")  # a .png is a labelled grid; a folder, one PNG each
+    num: int = 8  # pictures
+    steps: int = 50  # of the sampler
+    sampler: Literal[tuple(SOLVERS)] = "ddim"  # plms asks the network once more; dpm needs 20 steps
+    seed: int = 0
+    weights: Path = SHIPPED  # autoencoder.safetensors lies beside them
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig(Options):
+    """`python -m ldm sample`: pictures of a caption."""
+
+    prompt: str  # what to draw, in the words of the scenes: "a small red ball above a blue cube"
+    guidance_scale: float = 3.0  # 0 ignores the caption, 1 follows it, more exaggerates it
+    size: int | None = None  # pixels, also more than it was trained on: it is convolutional
+
+
+@dataclass(frozen=True, kw_only=True)
+class Img2ImgConfig(SampleConfig):
+    """`python -m ldm img2img`: another picture of a caption, from a picture."""
+
+    image: Path  # where to start
+    strength: float = 0.6  # how much of it is forgotten: share of the steps that are taken
+    resize: bool = False  # crop and resize a picture of another size, instead of refusing it
+
+
+def solve(name, denoise, schedule, z, ts, cond, key) -> jax.Array:
+    """One of SOLVERS from z at ts[0]. Latents are not clipped: nothing bounds them."""
+    if name == "ddim":
+        return sampler.sample(denoise, schedule, z, ts, cond, key)
+    return SOLVERS[name](denoise, schedule, z, ts, cond)
+
+
+def times(config: LdmConfig, steps: int, strength: float = 1.0) -> np.ndarray:
+    """The last `strength` of the sampler's times, and 0."""
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength must lie in 0..1 and above 0, not {strength:g}")
+    # Paper: the official ladder, 1, 21, ..., 981, is one that other step counts can fall off.
+    return sampler.timesteps(config.T, steps)[-1 - max(1, int(strength * steps)) :]
+
+
+@functools.cache
+def compiled(config: LdmConfig, solver: str, steps: int, strength: float, size: int | None):
+    """run(params, images or None, cond, scales (B,), key) -> uint8 (B, size, size, 3)."""
+    schedule, ts = make_schedule(config), times(config, steps, strength)
+    shape = latent_shape(config, size)
+
+    def run(params, images, cond, scales, key):
+        z_key, step_key = jax.random.split(key)
+        z = sampler.noise_like(z_key, jnp.zeros((len(scales), *shape)))
+        if images is not None:
+            start = jnp.full(len(scales), ts[0])
+            z = schedule.add_noise(to_latent(config, params, to_float(images)), start, z)
+        denoise, cond = guide(config, params, cond, scales)
+        z = solve(solver, denoise, schedule, z, ts, cond, step_key)
+        return to_uint8(to_picture(config, params, z))
+
+    return devices.jit(run)
+
+
+def draw(
+    config: LdmConfig,
+    params: dict,
+    prompts: Sequence[str],
+    *,
+    guidance_scale: float | np.ndarray = 3.0,
+    steps: int = 50,
+    solver: str = "ddim",
+    size: int | None = None,
+    images: np.ndarray | None = None,
+    strength: float = 1.0,
+    beside: dict[str, np.ndarray] | None = None,
+    seed: int = 0,
+    chunk: int = CHUNK,
+    progress: bool = False,
+) -> np.ndarray:
+    """Pictures uint8 (B, H, W, 3) of B prompts, from noise or from images uint8 (B, H, W, 3).
+
+    beside: the config's inputs (B, h, w, ...). Row i starts from noise that depends on seed, i and
+    chunk alone. ValueError: unknown words, too many of them, steps, strength or size out of range.
+    """
+    beside = beside or {}
+    if set(config.inputs) - set(beside):
+        raise ValueError("these weights change a picture: use them with `inpaint` or `upscale`")
+    cond = {**conditions(config, prompts), **beside}
+    scales = np.broadcast_to(np.float32(guidance_scale), (len(prompts),))
+    run, key = compiled(config, solver, steps, strength, size), jax.random.key(seed)
+
+    def rows_of(rows, i):
+        given = jax.tree.map(lambda a: a[rows], (images, cond, scales))
+        return run(params, *given, jax.random.fold_in(key, i))
+
+    return in_chunks(rows_of, len(prompts), chunk, "drawing", progress)
+
+
+def start(c: Options, prompt: str = "") -> tuple[LdmConfig, dict]:
+    """Everything that can be refused without a picture; then the weights."""
+    if not math.isfinite(getattr(c, "guidance_scale", 1)):
+        raise ValueError(f"guidance_scale must be a finite number, not {c.guidance_scale}")
+    if not 1 <= c.num <= 4096:
+        raise ValueError(f"num must be in 1..4096, not {c.num}")
+    devices.start()
+    config, params, _ = load(c.weights)
+    times(config, c.steps, getattr(c, "strength", 1.0))
+    latent_shape(config, getattr(c, "size", None))
+    conditions(config, [prompt])
+    command.check_out(c.out)
+    return config, params
+
+
+def finish(c: Options, images: np.ndarray, title: str, first: dict[str, np.ndarray] | None = None):
+    """Write pictures as c.out says, settings inside; `first` stand before them in a grid."""
+    names = ("prompt", "guidance_scale", "strength", "sampler", "steps", "seed")
+    settings = {name: str(getattr(c, name)) for name in names if hasattr(c, name)}
+    settings["weights"] = c.weights.name
+    if c.out.suffix:
+        labels = [*first, *[""] * len(images)] if first else None
+        sheet = plot.grid([*(first or {}).values(), *images], captions=labels, title=title)
+        plot.save(sheet, c.out, settings)
+    else:
+        for i, image in enumerate(images):
+            plot.save(image, c.out / f"{i:04d}.png", settings)
+    print(f"{len(images)} pictures: {c.out}")
+
+
+def repeat(c: Options, a: np.ndarray) -> np.ndarray:
+    """(...) -> (num, ...), the same for each picture that is asked for."""
+    return np.broadcast_to(a, (c.num, *a.shape))
+
+
+def main(c: SampleConfig) -> None:
+    if not c.prompt.strip():
+        raise ValueError("the prompt is empty; say what to draw, such as 'a red ball'")
+    config, params = start(c, c.prompt)
+    images = draw(config, params, [c.prompt] * c.num, guidance_scale=c.guidance_scale,
+                  steps=c.steps, solver=c.sampler, size=c.size, seed=c.seed,
+                  progress=c.num > CHUNK)  # fmt: skip
+    finish(c, images, f"{c.prompt}   (guidance {c.guidance_scale:g})")
+
+
+def img2img(c: Img2ImgConfig) -> None:
+    config, params = start(c, c.prompt)
+    image = on_white(open_picture(c.image, c.size or config.size, c.resize))
+    images = draw(config, params, [c.prompt] * c.num, guidance_scale=c.guidance_scale,
+                  steps=c.steps, solver=c.sampler, size=c.size, images=repeat(c, image),
+                  strength=c.strength, seed=c.seed, progress=c.num > CHUNK)  # fmt: skip
+    finish(c, images, f"{c.prompt}   (strength {c.strength:g})", {"given": image})
