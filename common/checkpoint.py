@@ -16,9 +16,10 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import is_dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -148,21 +149,23 @@ def load_weights(path: str | Path, abstract_params: PyTree | None = None,
     return unflatten_dict(params, sep="/"), metadata
 
 
-def load_model(path: str | Path, model: str, config: type,
+def load_model(path: str | Path, models: str | tuple[str, ...], config: type,
                init_params: Callable[[Any, jax.Array], PyTree]) -> tuple[Any, dict, dict]:
-    """(config, params, metadata) of released weights that name themselves `model`.
+    """(config, params, metadata) of released weights that name themselves one of `models`.
 
-    config: the dataclass to build; init_params(config, key) gives the names and shapes it needs.
+    config: the dataclass to build, an empty option of another model's is left out;
+    init_params(config, key) gives the names and shapes it needs.
     CheckpointError: as load_weights, or weights of something else, or of another version.
     """
     _, metadata = load_weights(path)
-    if metadata.get("model") != model:
-        kind = metadata.get("model", "an unnamed model")
-        raise CheckpointError(f"{path} holds weights of {kind}, not of {model}")
+    models = (models,) if isinstance(models, str) else models
+    kind = metadata.get("model", "an unnamed model")
+    if kind not in models:
+        raise CheckpointError(f"{path} holds weights of {kind}, not of {' or '.join(models)}")
     try:
         built = _rebuild(config, metadata["config"])
     except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is of another version of {model}: {error}") from error
+        raise CheckpointError(f"{path} is of another version of {kind}: {error}") from error
     abstract = jax.eval_shape(lambda: init_params(built, jax.random.key(0)))
     params, metadata = load_weights(path, abstract)
     return built, params, metadata
@@ -173,8 +176,10 @@ def _rebuild(kind: type, values: dict) -> Any:
     types = {f.name: f.type for f in dataclasses.fields(kind)}
     plain = {}
     for name, value in values.items():
-        nested = dataclasses.is_dataclass(types.get(name)) and isinstance(value, dict)
-        value = _rebuild(types[name], value) if nested else value
+        if name not in types and not value:
+            continue
+        options = [t for t in (types.get(name), *get_args(types.get(name))) if is_dataclass(t)]
+        value = _rebuild(options[0], value) if options and isinstance(value, dict) else value
         plain[name] = tuple(value) if isinstance(value, list) else value
     return kind(**plain)
 

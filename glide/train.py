@@ -38,7 +38,7 @@ class TrainConfig(run.RunConfig):
     out: Path = Path("runs/glide")  # checkpoints, samples, metrics.jsonl, weights.safetensors
     steps: int = 12_000
     preset: Literal[tuple(PRESETS)] = "small"  # which model
-    base: Path | None = None  # weights of the base model that an inpainting model is tuned from
+    base: Path | None = None  # weights to begin with; an inpainting model begins with its base's
     text_lr: float = 1e-4  # of the text transformer; faster, it forgets the words (see optimiser)
     drop: float = 0.1  # probability that a caption is dropped (what guidance needs)
     rho: float = 0.05  # caption noise: probability that a named shape or colour is wrong
@@ -138,9 +138,11 @@ def main(c: TrainConfig) -> None:
     batches = load_captioned(config, c)
     init = lambda key: init_params(config, key)  # noqa: E731
     if c.base:
-        tuned, params = for_inpainting(*load(c.base)[:2])
-        if tuned != config:
-            raise ValueError(f"{c.base} is not the base of {c.preset}: choose weights of that size")
+        begun, params, _ = load(c.base)
+        if begun != config:
+            begun, params = for_inpainting(begun, params)
+        if begun != config:
+            raise ValueError(f"{c.preset} cannot begin with {c.base}: choose weights of that size")
         init = lambda key: jax.tree.map(jnp.asarray, params)  # noqa: E731
 
     run.run(

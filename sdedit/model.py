@@ -21,7 +21,8 @@ from common.schedule import Schedule
 from common.text import TextConfig, TextEncoder, WordTokenizer
 from common.unet import UNet, UNetConfig
 
-SHIPPED = Path(__file__).parent / "weights" / "small.safetensors"
+# One network serves both: GLIDE's small base, 10% of whose captions were dropped in training.
+SHIPPED = Path(__file__).parents[1] / "glide" / "weights" / "small.safetensors"
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class SdeditConfig:
     """Defaults are the official repository's model, of 114 million parameters."""
 
     size: int = 256  # pixels
-    schedule: str = "linear"  # or "cosine"; of 1000 times
+    T: int = 1000  # diffusion times
+    schedule: str = "linear"  # or "cosine"
     prediction: str = "eps"  # what the network predicts: "eps" or "velocity"
     unet: UNetConfig = field(
         default_factory=lambda: UNetConfig(
@@ -87,7 +89,7 @@ PRESETS = {"tiny": TINY, "small": SMALL, "paper": PAPER}
 
 
 def make_schedule(config: SdeditConfig) -> Schedule:
-    return {"linear": schedule.linear, "cosine": schedule.cosine}[config.schedule]()
+    return {"linear": schedule.linear, "cosine": schedule.cosine}[config.schedule](config.T)
 
 
 def tokenize(config: SdeditConfig, prompts: list[str]) -> np.ndarray:
@@ -116,6 +118,7 @@ def denoiser(config: SdeditConfig, params: dict) -> Denoiser:
 
     def denoise(x: jax.Array, t: jax.Array, cond: Any) -> Prediction:
         output = Network(config).apply({"params": params}, x, t, cond)
+        output = output[..., : x.shape[-1]]  # without a learned variance, which SDEdit has not
         if config.prediction == "velocity":
             output = eps_from_velocity(make_schedule(config), x, t, output)
         return Prediction(output)
@@ -124,17 +127,11 @@ def denoiser(config: SdeditConfig, params: dict) -> Denoiser:
 
 
 def load(path: Path) -> tuple[SdeditConfig, dict, dict]:
-    """(config, params, metadata) of a weights file; CheckpointError says what is wrong."""
+    """(config, params, metadata) of weights of sdedit, or of a GLIDE base, which is such a network.
+
+    CheckpointError says what is wrong.
+    """
     if not path.exists():
         raise checkpoint.CheckpointError(f"no weights at {path}: make some with `python -m sdedit "
                                          f"train` and give them as --weights")  # fmt: skip
-    _, metadata = checkpoint.load_weights(path)
-    if metadata.get("model") != "sdedit":
-        kind = metadata.get("model", "an unnamed model")
-        raise checkpoint.CheckpointError(f"{path} holds weights of {kind}, not of sdedit")
-    fields = metadata["config"]
-    unet = {k: tuple(v) if isinstance(v, list) else v for k, v in fields["unet"].items()}
-    text = TextConfig(**fields["text"]) if fields["text"] else None
-    config = SdeditConfig(**{**fields, "unet": UNetConfig(**unet), "text": text})
-    abstract = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-    return config, *checkpoint.load_weights(path, abstract)
+    return checkpoint.load_model(path, ("sdedit", "glide"), SdeditConfig, init_params)

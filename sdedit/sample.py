@@ -8,12 +8,13 @@ from typing import Literal
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from common import command, devices, plot
 from common.guidance import classifier_free
+from common.pictures import on_white, open_mask, open_picture
+from common.process import to_float, to_uint8
 from sdedit import sde
-from sdedit.guides import on_white, open_mask, open_picture, paste
+from sdedit.guides import paste
 from sdedit.model import SHIPPED, SdeditConfig, denoiser, encode_text, load, make_schedule, tokenize
 
 CHUNK = 64  # pictures drawn in one call
@@ -63,7 +64,7 @@ class ComposeConfig(SampleConfig):
 
 @functools.cache
 def compiled(config: SdeditConfig, sde_name: str, repeats: int, last: str, guided: bool):
-    """run(params, schedule, guides, edit_masks, tokens, scales, key) -> float (B, H, W, 3)."""
+    """run(params, schedule, guides, edit_masks, tokens, scales, key) -> uint8 (B, H, W, 3)."""
     trained = make_schedule(config)
     procedure = {"variance": "small", "fresh": False} if sde_name == "ddpm" else {}
 
@@ -73,8 +74,9 @@ def compiled(config: SdeditConfig, sde_name: str, repeats: int, last: str, guide
             null_cond = encode_text(config, params, 0 * tokens)
             denoise = classifier_free(denoise, null_cond, scales)
         denoise = sde.transfer(denoise, trained, schedule)
-        return sde.edit(denoise, schedule, guides, cond, key, edit_mask=edit_masks,
-                        repeats=repeats, last=last, **procedure)  # fmt: skip
+        x = sde.edit(denoise, schedule, to_float(guides), cond, key, edit_mask=edit_masks,
+                     repeats=repeats, last=last, **procedure)  # fmt: skip
+        return to_uint8(x)
 
     return devices.jit(run)
 
@@ -105,13 +107,12 @@ def draw(
     tokens = tokenize(config, prompts or [""] * B)
     scales = np.full(B, guidance_scale, np.float32)
     run = compiled(config, sde_name, repeats, last, guidance_scale != 1)
-    size, parts = min(CHUNK, B), []
-    for i in tqdm(range(0, B, size), desc="editing", unit="batch", disable=not progress):
-        rows = np.arange(i, i + size) % B  # the last chunk is filled up: one compilation
-        given = (plot.from_uint8(guides[rows]), edit_masks[rows], tokens[rows], scales[rows])
-        images = run(params, schedule, *given, jax.random.fold_in(key, i // size))
-        parts.append(plot.to_uint8(images))
-    return np.concatenate(parts)[:B]
+
+    def some(rows, i):
+        given = (guides[rows], edit_masks[rows], tokens[rows], scales[rows])
+        return run(params, schedule, *given, jax.random.fold_in(key, i))
+
+    return devices.in_chunks(some, B, CHUNK, "editing", progress)
 
 
 def paint(c: PaintConfig) -> None:
@@ -123,7 +124,10 @@ def paint(c: PaintConfig) -> None:
 def edit(c: EditConfig) -> None:
     config, params = _start(c)
     guide = on_white(open_picture(c.guide, config.size, c.resize))
-    _finish(c, config, params, guide, open_mask(c.edit_mask, config.size, c.resize))
+    edit_mask = open_mask(c.edit_mask, config.size, c.resize)
+    if not edit_mask.any():
+        raise ValueError(f"{c.edit_mask} keeps every pixel: paint white what may change")
+    _finish(c, config, params, guide, edit_mask)
 
 
 def compose(c: ComposeConfig) -> None:

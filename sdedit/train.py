@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from common import data, plot, run, train
-from common.process import velocity
+from common.process import to_float, velocity
 from common.scenes.captions import caption
 from sdedit.guides import strokes
 from sdedit.model import PRESETS, Network, SdeditConfig, init_params, make_schedule, tokenize
@@ -39,7 +39,7 @@ def make_loss(config: SdeditConfig, drop: float) -> train.LossFn:
     schedule = make_schedule(config)
 
     def loss_fn(params, batch, keys):
-        x0 = batch["image"].astype(jnp.float32) / 127.5 - 1
+        x0 = to_float(batch["image"])
         noise_keys, phrase_keys, drop_keys = jax.vmap(lambda k: tuple(jax.random.split(k, 3)))(keys)
         pick = jax.vmap(lambda k: jax.random.randint(k, (), 0, PHRASINGS))(phrase_keys)
         tokens = jnp.take_along_axis(batch["tokens"], pick[:, None, None], axis=1)[:, 0]

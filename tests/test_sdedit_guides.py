@@ -94,67 +94,6 @@ def test_the_mask_of_an_object_is_what_drawing_it_changes():
     assert edit_mask[0, 7:12, 7:12].all() and not edit_mask[0, 20:, 20:].any()
 
 
-# Files
-
-
-def saved(tmp_path, image, name="a.png", **options):
-    image.save(tmp_path / name, **options)
-    return tmp_path / name
-
-
-def test_files_of_every_kind_become_the_same_colours(tmp_path):
-    colour = Image.new("RGB", (8, 8), (204, 102, 51))
-    for mode in ("RGB", "RGBA", "P", "CMYK"):
-        name = "a.tif" if mode == "CMYK" else "a.png"
-        image = guides.open_picture(saved(tmp_path, colour.convert(mode), name), 8)
-        assert image.shape == (8, 8, 4) and image.dtype == np.uint8
-        assert_allclose(guides.on_white(image)[0, 0], [204, 102, 51], atol=1)
-    grey = np.full((8, 8), 128, np.uint8)
-    for image in (Image.fromarray(grey), Image.fromarray(grey).convert("LA"),
-                  Image.fromarray(grey.astype(np.uint16) * 257)):  # fmt: skip
-        found = guides.open_picture(saved(tmp_path, image), 8)
-        assert_array_equal(guides.on_white(found), np.full((8, 8, 3), 128))
-    white = guides.open_picture(saved(tmp_path, Image.new("1", (8, 8), 1)), 8)
-    assert (guides.on_white(white) == 255).all()
-
-
-def test_a_transparent_guide_shows_white_paper_and_a_transparent_mask_keeps(tmp_path):
-    clear = saved(tmp_path, Image.new("RGBA", (8, 8), (255, 255, 255, 0)))
-    assert (guides.on_white(guides.open_picture(clear)) == 255).all()
-    with pytest.raises(ValueError, match="keeps every pixel: paint white"):
-        guides.open_mask(clear, 8)
-    half = np.zeros((8, 8), np.uint8)
-    half[:, :4] = 255
-    edit_mask = guides.open_mask(saved(tmp_path, Image.fromarray(half)), 8)
-    assert_array_equal(edit_mask[..., 0], half > 0)
-
-
-def test_another_size_is_refused_or_cropped_and_resized(tmp_path):
-    wide = np.zeros((20, 60, 3), np.uint8)
-    wide[:, 20:40] = 255  # the middle square
-    path = saved(tmp_path, Image.fromarray(wide))
-    with pytest.raises(ValueError, match=r"is 60 x 20, the model draws 10 x 10.*--resize"):
-        guides.open_picture(path, 10)
-    assert (guides.open_picture(path, 10, resize=True) == 255).all()
-    assert guides.open_picture(path, 40, resize=True).shape == (40, 40, 4)
-
-
-def test_no_picture_is_one_clear_line(tmp_path):
-    (tmp_path / "text.png").write_text("no picture")
-    whole = saved(tmp_path, Image.fromarray(RNG(0).integers(0, 256, (40, 40, 3), np.uint8)))
-    (tmp_path / "half.png").write_bytes(whole.read_bytes()[:2000])
-    saved(tmp_path, Image.new("1", (30_000, 30_000)), "bomb.png")
-    saved(tmp_path, Image.new("1", (10_000, 10_000)), "large.png")
-    (tmp_path / "folder.png").mkdir()
-    for name, words in {
-        "text.png": "cannot identify", "half.png": "truncated", "none.png": "No such file",
-        "folder.png": "directory", "bomb.png": "900000000 pixels", "large.png": "10000 x 10000",
-    }.items():  # fmt: skip
-        with pytest.raises(ValueError, match=words) as caught:
-            guides.open_picture(tmp_path / name)
-        assert "\n" not in str(caught.value) and "give a PNG or JPEG" in str(caught.value)
-
-
 # Blending
 
 
