@@ -94,9 +94,11 @@ class TextTower(nn.Module):
     Causal: a place sees itself and what stands before it. The feature is read at the first place
     that holds `end`, OpenAI's end-of-text token. Our words have none, so theirs is the first
     padding, right behind the last word: the tokenizer always leaves one. What follows is not seen.
+    Not pooled: all places (B, L, width) after the last norm, which Stable Diffusion attends to.
     """
 
     config: ClipConfig
+    pooled: bool = True
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
@@ -104,6 +106,8 @@ class TextTower(nn.Module):
         h = nn.Embed(c.vocabulary, c.width, dtype=dtype, embedding_init=normal(0.02))(tokens)
         h = h + self.param("position", normal(0.01), (c.length, c.width))[None].astype(dtype)
         blocks = Transformer(c.layers, c.heads, True, dtype, self.config.quick_gelu)
+        if not self.pooled:
+            return blocks(h)
         end = jnp.argmax(tokens == self.config.end, axis=1)
         h = jnp.take_along_axis(blocks(h), end[:, None, None], axis=1)[:, 0]
         random = normal(c.width**-0.5)

@@ -9,6 +9,7 @@ and turning it is the same for all:
 Every tensor of the file is used once and every parameter of ours is filled once, or it is refused.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -32,7 +33,9 @@ FAMILIES = {
     "blocks.input.w_t": "GLIDE's noised CLIP, images",
     "blocks.input.w_voc": "GLIDE's noised CLIP, texts",
     "model.diffusion_model.time_embed.0.weight": "latent diffusion",
+    "quant_conv.weight": "a first stage of latent diffusion",
     "visual.class_embedding": "CLIP",
+    "vision_model.embeddings.class_embedding": "CLIP",  # by its names at Hugging Face
 }
 LEAVES = {"kernel": ".weight", "scale": ".weight", "embedding": ".weight", "bias": ".bias"}
 
@@ -42,9 +45,13 @@ def same(x: np.ndarray) -> np.ndarray:
 
 
 class Source(NamedTuple):
-    """Official modules whose tensors, each reordered and then stacked by rows, are one of ours."""
+    """Official modules whose tensors, each reordered and then stacked by rows, are one of ours.
 
-    names: tuple[str, ...]  # without .weight and .bias; three where q, k and v are separate
+    For a module of ours the names go without .weight and .bias; for a single parameter of ours, in
+    full. None among them: that part is zero, and not in the file.
+    """
+
+    names: tuple[str | None, ...]  # three where q, k and v are separate
     reorder: Callable[[np.ndarray], np.ndarray] = same
 
 
@@ -65,13 +72,21 @@ def by_head(parts: int, *, heads: int = -1, head_dim: int = -1) -> Callable:
     return reorder
 
 
-def read(path: str | Path, family: str) -> dict[str, np.ndarray]:
-    """load_tensors, and a CheckpointError if they are not of `family`, a value of FAMILIES."""
+def read(path: str | Path, family: str, aside: str = "$") -> dict[str, np.ndarray]:
+    """load_tensors, and a CheckpointError if they are not of `family`, a value of FAMILIES.
+
+    aside: a pattern of whole names that files carry beside weights, which are left out.
+    """
     tensors = load_tensors(path)
     found = next((what for key, what in FAMILIES.items() if key in tensors), "another model")
     if found != family:
         raise CheckpointError(f"{path} holds weights of {found}, not of {family}: give its file")
-    return tensors
+    return {name: x for name, x in tensors.items() if not re.fullmatch(aside, name)}
+
+
+def prefixed(prefix: str, sources: dict[str, Source]) -> dict[str, Source]:
+    """The same sources, for a module that is a part of ours."""
+    return {f"{prefix}/{ours}": s for ours, s in sources.items()}
 
 
 def match(
@@ -83,18 +98,23 @@ def match(
     what is missing, left over, or of another shape.
     """
     abstract = jax.eval_shape(init, jax.random.key(0))
-    found, used, missing, wrong = {}, set(), [], []
+    found, used, missing, wrong, mixed = {}, set(), [], [], []
     for ours, leaf in flatten_dict(abstract, sep="/").items():
         module, _, kind = ours.rpartition("/")
-        names, reorder = sources[module if module in sources else ours]
-        names = [name + LEAVES.get(kind, "") for name in names]
+        parts, reorder = sources[ours if ours in sources else module]
+        ending = "" if ours in sources else LEAVES[kind]
+        parts = [name and name + ending for name in parts]
+        names = [name for name in parts if name]
         absent = [name for name in names if name not in tensors or name in used]
         used.update(names)
         missing += absent
         if absent:
             continue
+        if len({tensors[name].dtype for name in names}) > 1:  # half of a matrix was converted
+            mixed += names
+            continue
         try:
-            x = [reorder(tensors[name]) for name in names]
+            x = [reorder(tensors[n]) if n else np.zeros_like(tensors[names[0]]) for n in parts]
             x = x[0] if len(x) == 1 else np.concatenate(x)
             if kind == "kernel":
                 x = x.transpose(2, 3, 1, 0) if leaf.ndim == 4 else x.reshape(x.shape[:2]).T
@@ -105,6 +125,7 @@ def match(
             wrong += [f"{n} {tensors[n].dtype}{list(tensors[n].shape)}" for n in names]
     unused = [name for name in tensors if name not in used]
     problems = {"missing": missing, "left over": unused, "of another shape": wrong}
+    problems["of different precisions in one matrix"] = mixed
     problems = [
         f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if names[3:] else ''})"
         for what, names in problems.items()
@@ -131,7 +152,7 @@ def official(denoise: Callable) -> Callable:
     return shifted
 
 
-# The U-Net of OpenAI: names of ADM and GLIDE.
+# The U-Net of OpenAI: names of ADM, GLIDE and latent diffusion.
 
 RESBLOCK = {
     "norm1": "in_layers.0",
@@ -142,12 +163,28 @@ RESBLOCK = {
     "Conv_2": "skip_connection",  # only where the number of channels changes
 }
 ATTENTION = {"GroupNorm_0": "norm", "qkv": "qkv", "context_kv": "encoder_kv", "out": "proj_out"}
+_ATTEND = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
+CROSS = {
+    "GroupNorm_0": "norm",
+    "proj_in": "proj_in",
+    **{f"LayerNorm_{i}": f"transformer_blocks.0.norm{i + 1}" for i in range(3)},
+    **{f"self_attention/{k}": f"transformer_blocks.0.attn1.{v}" for k, v in _ATTEND.items()},
+    **{f"cross_attention/{k}": f"transformer_blocks.0.attn2.{v}" for k, v in _ATTEND.items()},
+    "ff_in": "transformer_blocks.0.ff.net.0.proj",
+    "ff_out": "transformer_blocks.0.ff.net.2",
+    "proj_out": "proj_out",
+}
+BLOCKS = {"ResBlock": RESBLOCK, "AttentionBlock": ATTENTION, "SpatialTransformer": CROSS}
 
 
 def openai_blocks(c: UNetConfig, encoder: bool = False) -> Iterator[tuple[str, str]]:
     """(our block, official block), in the order in which they are called."""
     res = (f"ResBlock_{i}" for i in count())
-    attend = (f"AttentionBlock_{i}" for i in count())
+    kind = "SpatialTransformer" if c.context == "cross" else "AttentionBlock"
+    attend = (f"{kind}_{i}" for i in count())
+    conv = (f"Conv_{i}" for i in count())
+    resample = res if c.updown == "resblock" else conv
+    down, up = ("", "") if c.updown == "resblock" else (".op", ".conv")
     n, levels = 1, range(len(c.multipliers))
     for level in levels:
         for _ in range(c.blocks):
@@ -156,7 +193,7 @@ def openai_blocks(c: UNetConfig, encoder: bool = False) -> Iterator[tuple[str, s
                 yield next(attend), f"input_blocks.{n}.1"
             n += 1
         if level < levels[-1]:
-            yield next(res), f"input_blocks.{n}.0"
+            yield next(resample), f"input_blocks.{n}.0{down}"
             n += 1
     yield next(res), "middle_block.0"
     if c.middle_attention:
@@ -170,7 +207,7 @@ def openai_blocks(c: UNetConfig, encoder: bool = False) -> Iterator[tuple[str, s
             if attended:
                 yield next(attend), f"output_blocks.{n}.1"
             if level and i == c.blocks:  # up: the last child of its block
-                yield next(res), f"output_blocks.{n}.{1 + attended}"
+                yield next(resample), f"output_blocks.{n}.{1 + attended}{up}"
             n += 1
 
 
@@ -193,7 +230,9 @@ def openai_unet(c: UNetConfig, *, new_order: bool = False, encoder: bool = False
         "AttentionPool_0/out": source("out.2.c_proj"),
     }
     for ours, theirs in openai_blocks(c, encoder):
-        table = RESBLOCK if ours.startswith("ResBlock") else ATTENTION
-        for layer, name in table.items():
+        if ours.startswith("Conv_"):
+            sources[ours] = source(theirs)
+            continue
+        for layer, name in BLOCKS[ours.rpartition("_")[0]].items():
             sources[f"{ours}/{layer}"] = source(f"{theirs}.{name}", order.get(layer, same))
     return sources

@@ -12,7 +12,7 @@ import mmap
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,8 +42,9 @@ def load_tensors(path: str | Path) -> dict[str, np.ndarray]:
     """{official name: array} of a safetensors file or a PyTorch zip archive (.pt, .ckpt, .pth).
 
     Arrays are read-only views of the mapped file, so memory is used by what is made of them. The
-    "state_dict" of a Lightning checkpoint is unwrapped. CheckpointError, in one line: missing,
-    truncated, damaged, the format of before PyTorch 1.6, a pickle that names more than tensors.
+    "state_dict" of a Lightning checkpoint is unwrapped, that of a TorchScript module put together.
+    CheckpointError, in one line: missing, truncated, damaged, the format of before PyTorch 1.6, a
+    pickle that names more than tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -116,6 +117,8 @@ def _read_torch(path: Path, data: memoryview) -> dict[str, np.ndarray]:
     if folders[0] + "byteorder" in files and member("byteorder") != b"little":
         raise ValueError("big-endian: save it on a common machine")
     tensors = unpickle(bytes(member("data.pkl")), storage)
+    if isinstance(tensors, Module):
+        tensors = dict(_state(tensors))
     if isinstance(tensors, dict) and "state_dict" in tensors:
         tensors = tensors["state_dict"]
     if not isinstance(tensors, dict):
@@ -141,6 +144,19 @@ class Forbidden(Exception):
 
 class Name(str):
     """What a pickle calls a thing of Python: the word, not the thing."""
+
+
+class Module(dict):
+    """An object of TorchScript, as CLIP is published: its attributes, without its code."""
+
+
+def _state(module: Module, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
+    """("path.to.tensor", tensor) of a module and of those in it: its state_dict."""
+    for name, value in module.items():
+        if isinstance(value, Module):
+            yield from _state(value, f"{prefix}{name}.")
+        elif isinstance(value, np.ndarray):
+            yield f"{prefix}{name}", value
 
 
 class Storage(NamedTuple):
@@ -185,7 +201,11 @@ CALLS: dict[str, Callable] = {
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
     **dict.fromkeys(LIGHTNING, lambda *_: None),
-}
+    **{f"torch.jit._pickle.{name}": lambda value, *_: value for name in (
+        "build_intlist", "build_doublelist", "build_boollist", "build_tensorlist",
+        "restore_type_tag")},
+}  # fmt: skip
+SCRIPTED = "__torch__."  # what TorchScript calls its classes: a word, and their objects are dicts
 # Opcodes that do one simple thing: make a value, read a number or a string, pack a tuple.
 NEW = {b"N": lambda: None, b"\x88": lambda: True, b"\x89": lambda: False}
 NEW |= {b"}": dict, b"]": list, b")": tuple}
@@ -219,7 +239,7 @@ def unpickle(pickled: bytes, storage: Callable[..., Storage]) -> Any:
 
     def name(module: str, word: str) -> Name:
         full = f"{module}.{word}"
-        if full not in CALLS and full not in STORAGES:
+        if full not in CALLS and full not in STORAGES and not full.startswith(SCRIPTED):
             raise Forbidden(full)
         return Name(full)
 
@@ -259,11 +279,16 @@ def unpickle(pickled: bytes, storage: Callable[..., Storage]) -> Any:
             stack.append(storage(*pop(1)[0]))
         elif op in (b"R", b"\x81"):
             called, arguments = pop(2)
+            if isinstance(called, Name) and called.startswith(SCRIPTED) and op == b"\x81":
+                stack.append(Module())
+                continue
             if not isinstance(called, Name) or called not in CALLS:
                 raise ValueError(f"a pickle that calls {called!r}")
             stack.append(CALLS[called](*arguments))
-        elif op == b"b":  # attributes, such as the version of a module: not needed
-            pop(1)
+        elif op == b"b":  # attributes, such as the version of a state_dict: not needed
+            attributes = pop(1)[0]
+            if isinstance(stack[-1], Module):
+                stack[-1].update(attributes)
         else:
             raise ValueError(f"a pickle with the operation {op!r}, which weights do not need")
     return pop(1)[0]

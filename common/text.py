@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common.nn import Transformer, dense
+from common.nn import Transformer, dense, time_embedding, torch_init
 
 PAD = 0
 
@@ -62,6 +62,7 @@ class TextConfig:
     width: int = 512
     layers: int = 16
     heads: int = 8
+    order: bool = False  # ours, for short trainings: the order of words is given, not learned
     dtype: str = "float32"
 
 
@@ -85,6 +86,16 @@ class TextEncoder(nn.Module):
         # not yet understood are not noise in the time embedding, which training would silence.
         normal, places = nn.initializers.normal, (c.length, c.width)
         h = nn.Embed(c.vocabulary, c.width, dtype=c.dtype, embedding_init=normal(1.0))(tokens)
+        if c.order:
+            # Paper: nothing of the kind. Attention must first find that "red" stands before "ball",
+            # and nothing asks it to as long as the picture cannot use it. After 12,000 steps a
+            # caption was a bag of words: exchanging the colours of two objects changed an error of
+            # 0.04 by 0.00001. With the words beside it in each word, 600 more made that 0.003.
+            words = jnp.where((tokens == PAD)[..., None], 0, h)
+            conv = nn.Conv(c.width, (3,), use_bias=False, dtype=c.dtype, kernel_init=torch_init,
+                           name="neighbours")  # fmt: skip
+            sinusoids = time_embedding(jnp.arange(c.length), c.width).astype(c.dtype)
+            h = h + conv(words) + sinusoids[None]
         h = h + self.param("position", normal(0.02), places)[None].astype(c.dtype)
         padding = self.param("padding", nn.initializers.zeros, places)[None].astype(c.dtype)
         h = jnp.where((tokens == PAD)[..., None], padding, h)

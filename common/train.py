@@ -12,6 +12,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from common.process import Prediction, variational_bound
 from common.schedule import Schedule
@@ -44,6 +45,18 @@ def init_state(init: Callable[[jax.Array], Any], tx: optax.GradientTransformatio
         return TrainState(jnp.zeros((), jnp.int32), params, ema, tx.init(params))
 
     return jax.jit(build)(key)
+
+
+def begin_with(base: Any, fresh: Any) -> Any:
+    """The params `fresh`, with those of `base` in their places; what base lacks stays fresh.
+
+    ValueError: base has parameters of other names or shapes.
+    """
+    base, params = flatten_dict(base, sep="/"), flatten_dict(fresh, sep="/")
+    for name, value in base.items():
+        if name not in params or params[name].shape != value.shape:
+            raise ValueError(f"cannot begin with these weights: no {name} {value.shape} in it")
+    return unflatten_dict(params | {k: jnp.asarray(v) for k, v in base.items()}, sep="/")
 
 
 def ema_decay_at(step: jax.Array, decay: float) -> jax.Array:

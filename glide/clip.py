@@ -1,15 +1,15 @@
-"""CLIP for GLIDE: training it on captioned scenes, guiding with it, re-ranking by it.
+"""CLIP on captioned scenes: its training, and how well it tells classes and finds pictures.
 
-The CLIP that guides is trained on noised pictures x_t (--noised); the CLIP that judges is trained
-on clean ones with another seed. Never judge with the CLIP that guides (section 5.2 of the paper).
+The CLIP that guides (clip_guidance.py) is trained on noised pictures x_t (--noised); the CLIP that
+judges is trained on clean ones with another seed.
 """
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,15 +18,12 @@ import optax
 
 from common import checkpoint, clip, data, devices, metrics, run, train
 from common.clip import ClipConfig
-from common.guidance import Denoiser
-from common.process import to_float, x0_from_eps
-from common.sampler import clip_x0
+from common.process import to_float
 from common.scenes.captions import agrees, caption, claims
 from common.scenes.reader import truth
 from common.scenes.scene import COLOURS, SHAPES, Scene
-from common.schedule import Schedule, cosine
+from common.schedule import cosine
 
-LogProb = Callable[[jax.Array, jax.Array, Any], jax.Array]
 T = 1000  # times of a noised CLIP: the cosine schedule of GLIDE's base model
 
 
@@ -177,59 +174,3 @@ def matches(texts: Sequence[str], scenes: Sequence[Scene]) -> np.ndarray:
         for j, known in by_objects[objects]:
             out[i, j] = agrees(claimed, known)["all"]
     return out
-
-
-def with_text(cond: dict, config: ClipConfig, params: dict, tokens: jax.Array) -> dict:
-    """The denoiser's cond, and "text_embedding" (B, D) to guide towards: once for all steps."""
-    return {**cond, "text_embedding": clip.encode_text(config, params, tokens)}
-
-
-def clip_log_prob(config: ClipConfig, params: dict, scale: float = clip.MAX_SCALE) -> LogProb:
-    """log_prob(x_t, t, cond) -> (B,) of a noised CLIP, for guidance.gradient_guidance.
-
-    scale <image embedding(x_t, t), text embedding>: the logit of CLIP's softmax, whose normaliser
-    is left out. cond comes from with_text; the denoiser underneath stays conditional.
-    GLIDE, section 2.4, whose logit scale is 100 (clip/config.yaml), and its guidance scale 2 to 3.
-    """
-    if not config.T:
-        raise ValueError("a clean CLIP cannot read x_t: use unnoised_log_prob, or train --noised")
-
-    def log_prob(x: jax.Array, t: jax.Array, cond: dict) -> jax.Array:
-        return scale * clip.score(clip.encode_image(config, params, x, t), cond["text_embedding"])
-
-    return log_prob
-
-
-def unnoised_log_prob(
-    config: ClipConfig,
-    params: dict,
-    denoise: Denoiser,
-    schedule: Schedule,
-    scale: float = clip.MAX_SCALE,
-) -> LogProb:
-    """As clip_log_prob, of a clean CLIP on the predicted x0, clipped: the baseline of appendix D.
-
-    The gradient reaches x_t through the denoiser, so each step costs its backward pass, too. Where
-    x0 is clipped nothing comes through.
-    Paper: its baseline is a notebook with augmentations and further losses; this is its idea, as
-    in k-diffusion's sample_clip_guided.py, with CLIP's own cosine instead of a spherical distance.
-    """
-
-    def log_prob(x: jax.Array, t: jax.Array, cond: dict) -> jax.Array:
-        x0 = clip_x0(x0_from_eps(schedule, x, t, denoise(x, t, cond).eps))
-        return scale * clip.score(clip.encode_image(config, params, x0), cond["text_embedding"])
-
-    return log_prob
-
-
-def rerank(
-    config: ClipConfig, params: dict, images: np.ndarray, prompts: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Best of n: images uint8 (B, n, H, W, 3) of B prompts -> best first, and cosines (B, n)."""
-    B, n = images.shape[:2]
-    embedding = clip.embed_images(config, params, images.reshape(B * n, *images.shape[2:]))
-    text_embedding = clip.embed_texts(config, params, prompts)[:, None]
-    scores = clip.score(embedding.reshape(B, n, -1), text_embedding)
-    order = np.argsort(-scores, axis=1, kind="stable")
-    pick = order[..., None, None, None]
-    return np.take_along_axis(images, pick, 1), np.take_along_axis(scores, order, 1)

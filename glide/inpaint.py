@@ -20,13 +20,13 @@ from common.pictures import on_white, open_mask, open_picture
 from common.process import to_float, to_uint8
 from common.scenes.captions import canonical
 from glide.model import GlideConfig, denoiser, encode_text, load, make_schedule, tokenizer
-from glide.sample import CHUNK, SampleConfig, check, save
+from glide.sample import CHUNK, DrawConfig, check, save
 
 SHIPPED = Path(__file__).parent / "weights" / "inpaint.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
-class InpaintConfig(SampleConfig):
+class InpaintConfig(DrawConfig):
     """`python -m glide inpaint`: draw what a caption says into a hole of a picture."""
 
     image: Path  # the picture, a PNG or JPEG

@@ -84,7 +84,8 @@ class Glide(nn.Module):
 
 
 # Text for the closed vocabulary of the scenes: 24 tokens are enough for every caption.
-_words = TextConfig(vocabulary=len(VOCABULARY) + 1, length=24, width=128, layers=2, heads=4)
+_words = TextConfig(vocabulary=len(VOCABULARY) + 1, length=24, width=128, layers=2, heads=4,
+                    order=True)  # fmt: skip
 
 PAPER = GlideConfig()
 PAPER_INPAINT = replace(PAPER, inputs=("known",))

@@ -1,12 +1,14 @@
 """The published weights of GLIDE and of ADM, from files that the user has.
 
 GLIDE   base.pt, upsample.pt, base_inpaint.pt, upsample_inpaint.pt: told apart by their shapes
+        clip_image_enc.pt and clip_text_enc.pt: its noised CLIP, in two files
 ADM     64x64_diffusion.pt, 256x256_classifier.pt, ...: called by their names
 
 These networks learned to count t from 0: wrap what uses them in common.pretrained.official.
 """
 
 import functools
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,11 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common import pretrained
+from common import clip, pretrained
 from common.checkpoint import CheckpointError
+from common.clip import ClipConfig
 from common.guidance import Denoiser
-from common.pretrained import Source, by_head, openai_unet, source
+from common.pretrained import Source, by_head, openai_unet, prefixed, source
+from common.pretrained_clip import patches
 from common.process import Prediction
+from common.text import TextConfig
 from common.unet import UNet, UNetConfig
 from glide import classifier, model
 from glide.classifier import ClassifierConfig
@@ -75,8 +80,7 @@ def glide_sources(config: GlideConfig) -> dict[str, Source]:
             text[f"Transformer_0/{ours}_{i}"] = source(f"{block}.{theirs}")
         heads = by_head(3, heads=config.text.heads)
         text[f"Transformer_0/qkv_{i}"] = source(f"{block}.attn.c_qkv", heads)
-    unet = openai_unet(config.unet)
-    return {f"unet/{k}": s for k, s in unet.items()} | {f"text/{k}": s for k, s in text.items()}
+    return prefixed("unet", openai_unet(config.unet)) | prefixed("text", text)
 
 
 def tokens(config: GlideConfig, ids: np.ndarray) -> np.ndarray:
@@ -86,6 +90,70 @@ def tokens(config: GlideConfig, ids: np.ndarray) -> np.ndarray:
     each id is the row after its own, in the loaded embedding as in this.
     """
     return (np.asarray(ids, np.int32) + 1) % config.text.vocabulary
+
+
+# The noised CLIP.
+
+NOISED_CLIP = ClipConfig(
+    size=64, patch=4, T=1000, text=TextConfig(vocabulary=65_536, length=77, layers=12)
+)  # glide_text2im/clip/config.yaml
+
+
+def load_clip(
+    image: str | Path, text: str | Path, config: ClipConfig = NOISED_CLIP
+) -> tuple[ClipConfig, dict]:
+    """(config, params) from clip_image_enc.pt and clip_text_enc.pt.
+
+    Its times are 1..T already: row t - 1 of the tokens that the file counts from 0. Its texts are
+    those of OpenAI's CLIP, see common.bytepairs.
+    """
+    params = {"log_scale": np.float32(math.log(clip.MAX_SCALE))}  # a constant, not in the files
+    towers = {"image": (image, "images", _clip_image), "text": (text, "texts", _clip_text)}
+    for tower, (path, what, sources) in towers.items():
+        tensors = pretrained.read(path, f"GLIDE's noised CLIP, {what}")
+        init = lambda key, tower=tower: clip.init_params(config, key)[tower]  # noqa: E731
+        params[tower] = pretrained.fill(path, tensors, sources(config), init)
+    return config, params
+
+
+def _clip_transformer(layers: int) -> dict[str, Source]:
+    """Blocks, and what stands behind them: gains g and biases b, matrices w, keys without bias."""
+    norms = {"final_norm": "output.ln"}
+    sources = {"out/kernel": source("blocks.output.f.w")}
+    for i in range(layers):
+        block = f"blocks.block_{i}"
+        norms |= {f"ln1_{i}": f"block_{i}.f_attn.ln", f"ln2_{i}": f"block_{i}.f_mlp.ln"}
+        q, k, v = (f"{block}.f_attn.f_{part}" for part in "qkv")
+        sources[f"Transformer_0/qkv_{i}/kernel"] = Source((f"{q}.w", f"{k}.w", f"{v}.w"))
+        sources[f"Transformer_0/qkv_{i}/bias"] = Source((f"{q}.b", None, f"{v}.b"))
+        for ours, theirs in {
+            "out": "f_attn.f_c",
+            "mlp_in": "f_mlp.f_1",
+            "mlp_out": "f_mlp.f_2",
+        }.items():
+            sources[f"Transformer_0/{ours}_{i}/kernel"] = source(f"{block}.{theirs}.w")
+            sources[f"Transformer_0/{ours}_{i}/bias"] = source(f"{block}.{theirs}.b")
+    for ours, theirs in norms.items():
+        sources[f"Transformer_0/{ours}/scale"] = source(f"blocks.{theirs}.g")
+        sources[f"Transformer_0/{ours}/bias"] = source(f"blocks.{theirs}.b")
+    return sources
+
+
+def _clip_image(config: ClipConfig) -> dict[str, Source]:
+    return _clip_transformer(config.layers) | {
+        "patch/kernel": source("blocks.input.patch_proj", patches),
+        "time": source("blocks.input.w_t"),
+        "position": source("blocks.input.w_pos"),
+        "ln_pre/scale": source("blocks.input.ln.g"),
+        "ln_pre/bias": source("blocks.input.ln.b"),
+    }
+
+
+def _clip_text(config: ClipConfig) -> dict[str, Source]:
+    return _clip_transformer(config.text.layers) | {
+        "Embed_0/embedding": source("blocks.input.w_voc"),
+        "position": source("blocks.input.w_pos"),
+    }
 
 
 # ADM.

@@ -15,6 +15,8 @@ from common.devices import in_chunks
 from common.guidance import classifier_free
 from common.process import to_uint8
 from common.scenes.captions import canonical
+from glide import clip as glide_clip
+from glide import clip_guidance
 from glide.model import GlideConfig, denoiser, encode_text, load, make_schedule, tokenizer
 from glide.upsampler import upsample
 
@@ -31,11 +33,12 @@ EXAMPLES = (
 )
 WEIGHTS = Path(__file__).parent / "weights"
 SHIPPED, UPSAMPLER = WEIGHTS / "small.safetensors", WEIGHTS / "upsampler.safetensors"
+JUDGE = WEIGHTS / "clip.safetensors"
 
 
 @dataclass(frozen=True)
-class SampleConfig:
-    """`python -m glide sample`: pictures of a caption."""
+class DrawConfig:
+    """What `sample` and `inpaint` have."""
 
     prompt: str  # what to draw, in the words of the scenes: "a small red ball above a blue cube"
     out: Path = Path("out/sample.png")  # a .png is a labelled grid; a folder, one PNG each
@@ -44,12 +47,21 @@ class SampleConfig:
     steps: int = 50  # DDIM steps
     seed: int = 0
     weights: Path = SHIPPED
+
+
+@dataclass(frozen=True)
+class SampleConfig(DrawConfig):
+    """`python -m glide sample`: pictures of a caption."""
+
     size: int | None = None  # pixels, the model's own or the upsampler's
     upsampler: Path = UPSAMPLER  # weights of the second stage, where size asks for it
+    clip: Path | None = None  # guide by this CLIP's gradient instead; a noised one, or a clean one
+    best_of: int = 1  # draw so many for each picture, keep what the judge likes best
+    judge: Path = JUDGE  # weights of a clean CLIP
 
 
 @functools.cache
-def compiled(config: GlideConfig, steps: int, path: bool):
+def compiled(config: GlideConfig, steps: int, path: bool, eta: float = 0.0):
     """sample(params, tokens (B, L), scales (B,), key) -> uint8 (B, H, W, 3), or its path."""
     schedule = make_schedule(config)
     ts = sampler.timesteps(config.T, steps)
@@ -64,7 +76,7 @@ def compiled(config: GlideConfig, steps: int, path: bool):
             lambda a: a[0], encode_text(config, params, jnp.zeros_like(tokens[:1]))
         )
         guided = classifier_free(denoiser(config, params), null_cond, scales)
-        x = run(guided, schedule, x, ts, cond, step_key, x0_fn=sampler.clip_x0)
+        x = run(guided, schedule, x, ts, cond, step_key, eta=eta, x0_fn=sampler.clip_x0)
         return to_uint8(x)
 
     return devices.jit(sample)
@@ -78,18 +90,20 @@ def draw(
     guidance_scale: float | np.ndarray = 3.0,
     steps: int = 50,
     seed: int = 0,
+    eta: float = 0.0,
     path: bool = False,
     chunk: int = CHUNK,
     progress: bool = False,
 ) -> np.ndarray:
     """Pictures uint8 (B, H, W, 3) of B prompts; with path every x on the way, (steps + 1, B, ...).
 
-    guidance_scale: a number or one per prompt. Row i starts from noise that depends on seed, i and
-    chunk alone. ValueError: unknown words, too many of them, steps out of range.
+    guidance_scale: a number or one per prompt; eta: 0 is DDIM, 1 has the noise of DDPM. Row i
+    starts from noise that depends on seed, i and chunk alone. ValueError: unknown words, too many
+    of them, steps out of range.
     """
     tokens = tokenizer(config).encode([canonical(p) for p in prompts])
     scales = np.broadcast_to(np.float32(guidance_scale), (len(prompts),))
-    sample, key = compiled(config, steps, path), jax.random.key(seed)
+    sample, key = compiled(config, steps, path, eta), jax.random.key(seed)
 
     def run(rows, i):
         return sample(params, tokens[rows], scales[rows], jax.random.fold_in(key, i))
@@ -97,7 +111,7 @@ def draw(
     return in_chunks(run, len(prompts), chunk, "drawing", progress, int(path))
 
 
-def check(c: SampleConfig) -> None:
+def check(c: DrawConfig) -> None:
     """ValueError for options that no model could take."""
     if not c.prompt.strip():
         raise ValueError("the prompt is empty; say what to draw, such as 'a red ball'")
@@ -107,7 +121,7 @@ def check(c: SampleConfig) -> None:
         raise ValueError(f"num must be in 1..4096, not {c.num}")
 
 
-def save(c: SampleConfig, images: np.ndarray, first: dict[str, np.ndarray] | None = None) -> None:
+def save(c: DrawConfig, images: np.ndarray, first: dict[str, np.ndarray] | None = None) -> None:
     """Write pictures as c.out says, with the settings inside; a grid begins with `first`."""
     settings = {"prompt": c.prompt, "guidance_scale": f"{c.guidance_scale:g}",
                 "steps": str(c.steps), "seed": str(c.seed), "weights": c.weights.name}  # fmt: skip
@@ -124,6 +138,8 @@ def save(c: SampleConfig, images: np.ndarray, first: dict[str, np.ndarray] | Non
 
 def main(c: SampleConfig) -> None:
     check(c)
+    if not 1 <= c.best_of <= 4096 // c.num:
+        raise ValueError(f"best_of must be in 1..{4096 // c.num}, not {c.best_of}")
     devices.start()
     config, params, _ = load(c.weights)
     if config.inputs:
@@ -135,9 +151,19 @@ def main(c: SampleConfig) -> None:
         second = load(c.upsampler)
         if second[0].size != c.size:
             raise ValueError(f"size must be {config.size} or {second[0].size}, not {c.size}")
+    guide = glide_clip.load(c.clip)[:2] if c.clip else None
+    judge = glide_clip.load(c.judge)[:2] if c.best_of > 1 else None
     command.check_out(c.out)
-    images = draw(config, params, [c.prompt] * c.num, guidance_scale=c.guidance_scale,
-                  steps=c.steps, seed=c.seed, progress=c.num > CHUNK)  # fmt: skip
+    n = c.num * c.best_of
+    options = {"guidance_scale": c.guidance_scale, "steps": c.steps, "seed": c.seed,
+               "progress": n > CHUNK}  # fmt: skip
+    if guide:
+        images = clip_guidance.draw((config, params), guide, [c.prompt] * n, **options)
+    else:
+        images = draw(config, params, [c.prompt] * n, **options)
+    if judge:
+        groups = images.reshape(c.num, c.best_of, *images.shape[1:])
+        images = clip_guidance.rerank(*judge, groups, [c.prompt] * c.num)[0][:, 0]
     if second:
         images = upsample(*second[:2], [c.prompt] * c.num, images, seed=c.seed, chunk=CHUNK)
     save(c, images)

@@ -38,7 +38,7 @@ class TrainConfig(run.RunConfig):
     out: Path = Path("runs/glide")  # checkpoints, samples, metrics.jsonl, weights.safetensors
     steps: int = 12_000
     preset: Literal[tuple(PRESETS)] = "small"  # which model
-    base: Path | None = None  # weights to begin with; an inpainting model begins with its base's
+    base: Path | None = None  # weights to begin with; what they lack starts as without them
     text_lr: float = 1e-4  # of the text transformer; faster, it forgets the words (see optimiser)
     drop: float = 0.1  # probability that a caption is dropped (what guidance needs)
     rho: float = 0.05  # caption noise: probability that a named shape or colour is wrong
@@ -139,11 +139,13 @@ def main(c: TrainConfig) -> None:
     init = lambda key: init_params(config, key)  # noqa: E731
     if c.base:
         begun, params, _ = load(c.base)
-        if begun != config:
+        if "known" in config.inputs and "known" not in begun.inputs:
             begun, params = for_inpainting(begun, params)
-        if begun != config:
-            raise ValueError(f"{c.preset} cannot begin with {c.base}: choose weights of that size")
-        init = lambda key: jax.tree.map(jnp.asarray, params)  # noqa: E731
+        init = lambda key: train.begin_with(params, init_params(config, key))  # noqa: E731
+        try:
+            jax.eval_shape(init, jax.random.key(0))
+        except ValueError as error:
+            raise ValueError(f"{c.base} is no base of {c.preset}: {error}") from None
 
     run.run(
         c,

@@ -32,7 +32,7 @@ LAYERS = {
 def load(path: str | Path, config: SdeditConfig = PAPER) -> tuple[SdeditConfig, dict]:
     """(config, params). CheckpointError, in one line, for anything but exactly such a network."""
     tensors = pretrained.read(path, "a DDPM")
-    sources = {f"unet/{ours}": s for ours, s in ddpm_sources(config.unet).items()}
+    sources = pretrained.prefixed("unet", ddpm_sources(config.unet))
     init = functools.partial(init_params, config)
     return config, pretrained.fill(path, tensors, sources, init)
 

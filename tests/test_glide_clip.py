@@ -22,7 +22,8 @@ from common.schedule import cosine
 from common.text import WordTokenizer
 from glide import clip as glide_clip
 from glide import model, search
-from glide.clip import ClipTrainConfig, clip_log_prob, rerank, unnoised_log_prob, with_text
+from glide.clip import ClipTrainConfig
+from glide.clip_guidance import clip_log_prob, rerank, unnoised_log_prob, with_text
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -151,3 +151,19 @@ def test_every_position_sees_every_other_padding_included(params):
 def test_the_order_of_the_words_matters(params):
     tokens = jnp.asarray(TOKENIZER.encode(["a red ball", "ball red a", ""]))
     assert np.abs(outputs(params, tokens)[1][1] - outputs(params)[1][0]).max() > 1e-4
+
+
+def test_order_gives_each_word_its_neighbours_and_place_without_any_attention():
+    config = TextConfig(TOKENIZER.size, length=8, width=16, layers=0, heads=2, order=True)
+    encode = jax.jit(lambda p, tokens: TextEncoder(config, 5).apply(p, tokens)[0])
+    texts = ["a red ball", "a blue ball", "red ball", "a red star"]
+    tokens = jnp.asarray(TOKENIZER.encode(texts))
+    params = TextEncoder(config, 5).init(jax.random.key(0), tokens)
+    red, blue, first, star = np.asarray(encode(params, tokens))
+    assert np.abs(red[2] - blue[2]).max() > 0.1 < np.abs(red[1] - star[1]).max()  # both sides
+    np.testing.assert_allclose(red[0], star[0], atol=1e-6)  # two words away is not seen
+    assert np.abs(red[2] - first[1]).max() > 0.1  # the same words at another place
+    np.testing.assert_allclose(red[3:], blue[3:], atol=1e-6)  # padding stays padding
+    table = params["params"]["Embed_0"]["embedding"]
+    moved = {"params": {**params["params"], "Embed_0": {"embedding": table.at[PAD].add(1.0)}}}
+    np.testing.assert_allclose(encode(moved, tokens), encode(params, tokens), atol=1e-6)

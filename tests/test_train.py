@@ -123,3 +123,13 @@ def test_a_loop_resumed_from_its_state_goes_on_to_the_last_bit(cut):
     resumed, rest = run(part, 12)
     assert first + rest == losses
     jax.tree.map(assert_array_equal, resumed, whole)
+
+
+def test_beginning_with_other_weights_keeps_them_and_leaves_what_they_lack_fresh():
+    fresh = {"a": {"w": jnp.ones((2, 3)), "new": jnp.zeros(4)}}
+    got = train.begin_with({"a": {"w": np.full((2, 3), 5.0)}}, fresh)
+    assert_allclose(got["a"]["w"], 5)
+    assert_allclose(got["a"]["new"], 0)
+    for wrong in ({"a": {"w": np.zeros((3, 2))}}, {"b": np.zeros(1)}):
+        with pytest.raises(ValueError, match="cannot begin with"):
+            train.begin_with(wrong, fresh)
