@@ -36,6 +36,12 @@ def test_more_colours_come_nearer_to_the_median_filtered_picture(pictures):
     assert error[0] > error[1] > error[2] and error[2] < 2
 
 
+def test_a_stroke_keeps_the_colour_of_a_small_object():
+    image = render([Scene("grass", "photo", (Object("ball", "red", "small", 0.24, 0.5),))], 32)
+    stroke = guides.strokes(image)[0, 15:18, 6:9].reshape(-1, 3).astype(float)
+    assert (stroke[:, 0] > 2 * stroke[:, 1]).all()  # red, as the ball, not its mean with the grass
+
+
 @pytest.mark.parametrize("size, kernel", [(16, 3), (32, 3), (64, 5), (256, 23)])
 def test_the_kernel_is_23_of_256_pixels_scaled_and_odd(monkeypatch, size, kernel):
     used = []
