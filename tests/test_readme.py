@@ -16,6 +16,7 @@ SHORT = {  # what is added so that a command takes seconds
     "-m glide train": "--preset tiny --steps 2 --batch-size 4 --examples 8",
     "-m glide study": "--num 12 --scales 1 --steps 2",
     "-m common.scenes check": "--num 40",
+    "-m sdedit": "--num 1 --steps 25",
     "-m benchmarks.stem": "--minutes 0.01 --turn 0.2",
 }
 
@@ -37,8 +38,15 @@ MAKE = [c for c in dict.fromkeys(commands()) if c.startswith("make")]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """One folder for all, in the README's order: later commands read what earlier ones wrote."""
-    return tmp_path_factory.mktemp("reader")
+    """One folder for all, in the README's order: later commands read what earlier ones wrote.
+
+    The files that a package brings to try its commands on are there, as in the repository.
+    """
+    path = tmp_path_factory.mktemp("reader")
+    for examples in ROOT.glob("*/examples"):
+        (path / examples.parent.name).mkdir()
+        (path / examples.parent.name / "examples").symlink_to(examples)
+    return path
 
 
 @pytest.mark.parametrize("line", PYTHON)
