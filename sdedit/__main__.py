@@ -1,13 +1,15 @@
-"""python -m sdedit paint | edit | compose | train | study"""
+"""python -m sdedit paint | edit | compose | study | train | train-gan | train-encoder"""
 
 from common import command
-from sdedit import sample, study, train
+from sdedit import gan, invert, sample, study, train
 
 COMMANDS = {
     "paint": (sample.PaintConfig, sample.paint),
     "edit": (sample.EditConfig, sample.edit),
     "compose": (sample.ComposeConfig, sample.compose),
     "train": (train.TrainConfig, train.main),
+    "train-gan": (gan.GanTrainConfig, gan.main),
+    "train-encoder": (invert.EncoderTrainConfig, invert.main),
     "study": (study.StudyConfig, study.main),
 }
 
