@@ -28,8 +28,8 @@ CLIPS = {  # by the names of OpenAI's files
     "ViT-L-14": ClipConfig(patch=14, width=1024, layers=24, heads=16, dim=768, text=_TEXT),
 }
 CLIPS["ViT-L-14-336px"] = replace(CLIPS["ViT-L-14"], size=336)
-# Numbers that OpenAI's archives and Hugging Face's buffers carry beside the weights.
-CLIP_ASIDE = r"input_resolution|context_length|vocab_size|.*\.position_ids"
+# Numbers and masks that OpenAI's archives and Hugging Face's buffers carry beside the weights.
+CLIP_ASIDE = r"input_resolution|context_length|vocab_size|.*\.attn_mask|.*\.position_ids"
 
 
 def patches(kernel: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ These networks learned to count t from 0: wrap what uses them in common.pretrain
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common import clip, pretrained
+from common import bytepairs, clip, pretrained
 from common.checkpoint import CheckpointError
 from common.clip import ClipConfig
 from common.guidance import Denoiser
@@ -81,6 +82,14 @@ def glide_sources(config: GlideConfig) -> dict[str, Source]:
         heads = by_head(3, heads=config.text.heads)
         text[f"Transformer_0/qkv_{i}"] = source(f"{block}.attn.c_qkv", heads)
     return prefixed("unet", openai_unet(config.unet)) | prefixed("text", text)
+
+
+def reader(config: GlideConfig, vocab: str | Path | None) -> Callable[[Sequence[str]], np.ndarray]:
+    """read(prompts) -> tokens (B, L) of the loaded model; vocab: GPT-2's vocab.bpe."""
+    if vocab is None:
+        raise ValueError("these weights read byte pairs: give GPT-2's vocab.bpe with --vocab")
+    pairs = bytepairs.glide(vocab, config.text.vocabulary, config.text.length)
+    return lambda prompts: tokens(config, pairs.encode(prompts))
 
 
 def tokens(config: GlideConfig, ids: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import numpy as np
 from common import command, devices, plot, sampler
 from common.devices import in_chunks
 from common.guidance import classifier_free
+from common.pretrained import official
 from common.process import to_uint8
 from common.scenes.captions import canonical
 from glide import clip as glide_clip
@@ -55,13 +56,16 @@ class SampleConfig(DrawConfig):
 
     size: int | None = None  # pixels, the model's own or the upsampler's
     upsampler: Path = UPSAMPLER  # weights of the second stage, where size asks for it
+    vocab: Path | None = None  # weights may be GLIDE's own .pt, which read GPT-2's byte pairs
     clip: Path | None = None  # guide by this CLIP's gradient instead; a noised one, or a clean one
     best_of: int = 1  # draw so many for each picture, keep what the judge likes best
     judge: Path = JUDGE  # weights of a clean CLIP
 
 
 @functools.cache
-def compiled(config: GlideConfig, steps: int, path: bool, eta: float = 0.0):
+def compiled(
+    config: GlideConfig, steps: int, path: bool, eta: float = 0.0, published: bool = False
+):
     """sample(params, tokens (B, L), scales (B,), key) -> uint8 (B, H, W, 3), or its path."""
     schedule = make_schedule(config)
     ts = sampler.timesteps(config.T, steps)
@@ -75,7 +79,8 @@ def compiled(config: GlideConfig, steps: int, path: bool, eta: float = 0.0):
         null_cond = jax.tree.map(
             lambda a: a[0], encode_text(config, params, jnp.zeros_like(tokens[:1]))
         )
-        guided = classifier_free(denoiser(config, params), null_cond, scales)
+        denoise = official(denoiser(config, params)) if published else denoiser(config, params)
+        guided = classifier_free(denoise, null_cond, scales)
         x = run(guided, schedule, x, ts, cond, step_key, eta=eta, x0_fn=sampler.clip_x0)
         return to_uint8(x)
 
@@ -94,21 +99,32 @@ def draw(
     path: bool = False,
     chunk: int = CHUNK,
     progress: bool = False,
+    read: Callable | None = None,
 ) -> np.ndarray:
     """Pictures uint8 (B, H, W, 3) of B prompts; with path every x on the way, (steps + 1, B, ...).
 
     guidance_scale: a number or one per prompt; eta: 0 is DDIM, 1 has the noise of DDPM. Row i
-    starts from noise that depends on seed, i and chunk alone. ValueError: unknown words, too many
-    of them, steps out of range.
+    starts from noise that depends on seed, i and chunk alone. read: of published weights,
+    pretrained.reader. ValueError: unknown words, too many of them, steps out of range.
     """
-    tokens = tokenizer(config).encode([canonical(p) for p in prompts])
+    tokens = read(prompts) if read else tokenizer(config).encode([canonical(p) for p in prompts])
     scales = np.broadcast_to(np.float32(guidance_scale), (len(prompts),))
-    sample, key = compiled(config, steps, path, eta), jax.random.key(seed)
+    sample, key = compiled(config, steps, path, eta, bool(read)), jax.random.key(seed)
 
     def run(rows, i):
         return sample(params, tokens[rows], scales[rows], jax.random.fold_in(key, i))
 
     return in_chunks(run, len(prompts), chunk, "drawing", progress, int(path))
+
+
+def open_weights(path: Path, vocab: Path | None) -> tuple[GlideConfig, dict, Callable | None]:
+    """(config, params, read): our weights, whose words `draw` knows, or GLIDE's .pt with vocab."""
+    if path.suffix not in (".pt", ".pth"):
+        return *load(path)[:2], None
+    from glide import pretrained  # here: what it loads beside, classifiers, imports this file
+
+    config, params = pretrained.load(path)
+    return config, params, pretrained.reader(config, vocab)
 
 
 def check(c: DrawConfig) -> None:
@@ -141,15 +157,19 @@ def main(c: SampleConfig) -> None:
     if not 1 <= c.best_of <= 4096 // c.num:
         raise ValueError(f"best_of must be in 1..{4096 // c.num}, not {c.best_of}")
     devices.start()
-    config, params, _ = load(c.weights)
+    config, params, read = open_weights(c.weights, c.vocab)
     if config.inputs:
         raise ValueError(f"{c.weights} does more than draw from captions: use its own command")
+    if read and (c.clip or c.best_of > 1):
+        raise ValueError("GLIDE's own weights do not go with --clip and --best-of: leave them out")
     sampler.timesteps(config.T, c.steps)
-    tokenizer(config).encode([canonical(c.prompt)])
+    read([c.prompt]) if read else tokenizer(config).encode([canonical(c.prompt)])
     second = None
-    if c.size not in (None, config.size):
-        second = load(c.upsampler)
-        if second[0].size != c.size:
+    if c.size not in (None, config.size) or read and c.size is None and c.upsampler != UPSAMPLER:
+        *second, read_again = open_weights(c.upsampler, c.vocab)
+        if second[0].inputs != ("low_res",) or bool(read) != bool(read_again):
+            raise ValueError(f"{c.upsampler} is no second stage of {c.weights}")
+        if c.size not in (None, second[0].size):
             raise ValueError(f"size must be {config.size} or {second[0].size}, not {c.size}")
     guide = glide_clip.load(c.clip)[:2] if c.clip else None
     judge = glide_clip.load(c.judge)[:2] if c.best_of > 1 else None
@@ -160,10 +180,11 @@ def main(c: SampleConfig) -> None:
     if guide:
         images = clip_guidance.draw((config, params), guide, [c.prompt] * n, **options)
     else:
-        images = draw(config, params, [c.prompt] * n, **options)
+        images = draw(config, params, [c.prompt] * n, read=read, **options)
     if judge:
         groups = images.reshape(c.num, c.best_of, *images.shape[1:])
         images = clip_guidance.rerank(*judge, groups, [c.prompt] * c.num)[0][:, 0]
     if second:
-        images = upsample(*second[:2], [c.prompt] * c.num, images, seed=c.seed, chunk=CHUNK)
+        prompts = [c.prompt] * c.num
+        images = upsample(*second[:2], prompts, images, seed=c.seed, chunk=CHUNK, read=read)
     save(c, images)

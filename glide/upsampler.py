@@ -4,7 +4,7 @@ GLIDE's notebook: 27 steps, most of them at little noise, from noise a little co
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import numpy as np
 
 from common import devices, sampler
 from common.devices import in_chunks
+from common.pretrained import official
 from common.process import to_float, to_uint8
 from common.scenes.captions import canonical
 from glide.model import GlideConfig, denoiser, encode_text, make_schedule, tokenizer
@@ -28,7 +29,7 @@ def times(T: int) -> np.ndarray:
 
 
 @functools.cache
-def compiled(config: GlideConfig):
+def compiled(config: GlideConfig, published: bool = False):
     """run(params, tokens (B, L), low_res uint8 (B, h, w, 3), key) -> uint8 (B, H, W, 3)."""
     schedule = make_schedule(config)
     ts = times(config.T)
@@ -39,7 +40,7 @@ def compiled(config: GlideConfig):
         x = TEMPERATURE * sampler.noise_like(x_key, jnp.zeros(shape))
         # The pictures come rounded to 256 levels, as training saw them.
         cond = {**encode_text(config, params, tokens), "low_res": to_float(low_res)}
-        denoise = denoiser(config, params)
+        denoise = official(denoiser(config, params)) if published else denoiser(config, params)
         x = sampler.sample(denoise, schedule, x, ts, cond, step_key, x0_fn=sampler.clip_x0)
         return to_uint8(x)
 
@@ -55,11 +56,16 @@ def upsample(
     seed: int = 0,
     chunk: int = 64,
     progress: bool = False,
+    read: Callable | None = None,
 ) -> np.ndarray:
-    """Pictures uint8 (B, h, w, 3) and their B prompts -> uint8 (B, H, W, 3) of the model's size."""
-    tokens, key = tokenizer(config).encode([canonical(p) for p in prompts]), jax.random.key(seed)
+    """Pictures uint8 (B, h, w, 3) and their B prompts -> uint8 (B, H, W, 3) of the model's size.
+
+    read: of published weights, pretrained.reader.
+    """
+    tokens = read(prompts) if read else tokenizer(config).encode([canonical(p) for p in prompts])
+    step, key = compiled(config, bool(read)), jax.random.key(seed)
 
     def run(rows, i):
-        return compiled(config)(params, tokens[rows], images[rows], jax.random.fold_in(key, i))
+        return step(params, tokens[rows], images[rows], jax.random.fold_in(key, i))
 
     return in_chunks(run, len(prompts), chunk, "upsampling", progress)

@@ -30,7 +30,7 @@ from common.nn import (
 from common.process import to_float, to_uint8
 
 EPS = 1e-6  # of every GroupNorm
-PATCH_FEATURES = 16  # channels in front of the full-resolution output convolution of a patch stem
+PATCH_FEATURES = 8  # channels in front of the full-resolution output convolution of a patch stem
 CHUNK = 64  # pictures in one call
 
 
@@ -62,7 +62,7 @@ class AutoencoderConfig:
 
 
 class ResBlock(nn.Module):
-    """Twice norm, swish, convolution; + skip. No time enters, and nothing starts at zero."""
+    """Twice norm, swish, convolution; + skip. No time enters, and it does not start at zero."""
 
     features: int
     groups: int
@@ -231,7 +231,7 @@ def init_params(config: AutoencoderConfig, key: jax.Array) -> dict:
 
 @functools.cache
 def compiled(config: AutoencoderConfig):
-    """run(params, uint8 (B, H, W, 3)) -> (what it reconstructs, code numbers or None)."""
+    """run(params, uint8 (B, H, W, 3)) -> (uint8 as they come back, code numbers or None)."""
 
     def run(params, images):
         out = Autoencoder(config).apply({"params": params}, to_float(images))
@@ -240,19 +240,18 @@ def compiled(config: AutoencoderConfig):
     return devices.jit(run)
 
 
-def reconstruct(config: AutoencoderConfig, params: dict, images: np.ndarray):
-    """Pictures uint8 (N, H, W, 3) -> (as they come back, from the mean; code numbers or None)."""
+def reconstruct(config: AutoencoderConfig, params: dict, images: np.ndarray) -> np.ndarray:
+    """Pictures uint8 (N, H, W, 3), as they come back from the mean of z."""
     if config.kind == "identity":
-        return images, None
-    run = compiled(config)
-    pictures, indices = [], []
-    for i in range(0, len(images), CHUNK):
-        rows = np.arange(i, i + CHUNK) % len(images)  # the last chunk is filled up
-        x, k = run(params, images[rows])
-        pictures.append(np.asarray(x))
-        indices.append(k if k is None else np.asarray(k))
-    indices = None if config.kind != "vq" else np.concatenate(indices)[: len(images)]
-    return np.concatenate(pictures)[: len(images)], indices
+        return images
+    run = lambda rows, i: compiled(config)(params, images[rows])[0]  # noqa: E731
+    return devices.in_chunks(run, len(images), CHUNK, "reconstructing", False)
+
+
+def code_numbers(config: AutoencoderConfig, params: dict, images: np.ndarray) -> np.ndarray:
+    """Of a VQ stage: which codes (N, h, w) pictures uint8 (N, H, W, 3) become."""
+    run = lambda rows, i: compiled(config)(params, images[rows])[1]  # noqa: E731
+    return devices.in_chunks(run, len(images), CHUNK, "encoding", False)
 
 
 def load(path: Path) -> tuple[AutoencoderConfig, dict, dict]:

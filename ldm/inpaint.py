@@ -87,10 +87,10 @@ class InpaintConfig(Options):
 
 
 def main(c: InpaintConfig) -> None:
-    config, params = start(c, c.prompt)
+    config, params, read = start(c, c.prompt)
     image = on_white(open_picture(c.image, config.size, c.resize))
     edit_mask = open_mask(c.edit_mask, config.size, c.resize)
     images = inpaint(config, params, repeat(c, image), repeat(c, edit_mask), [c.prompt] * c.num,
-                     steps=c.steps, solver=c.sampler, seed=c.seed)  # fmt: skip
+                     steps=c.steps, solver=c.sampler, seed=c.seed, read=read)  # fmt: skip
     hole = np.where(edit_mask, np.uint8(0), image)
     finish(c, images, "inpainting", {"given": hole})

@@ -16,7 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from common import checkpoint
+from common.clip import ClipConfig, TextTower
 from common.guidance import Denoiser, classifier_free
+from common.pretrained import official
 from common.process import Prediction, eps_from_velocity
 from common.scenes.captions import VOCABULARY, canonical, claims
 from common.scenes.scene import COLOURS, SHAPES
@@ -50,7 +52,7 @@ class LdmConfig:
     inputs: tuple[str, ...] = ()  # beside z_t: "masked" (inpainting), "low_res"
     unet: UNetConfig = STABLE
     text: TextConfig = TextConfig(vocabulary=30_522, length=77, width=1280, layers=32)
-    inner: int | None = 512  # width of tau_theta's attention; None: the text encoder of GLIDE
+    inner: int | None = 512  # width of tau_theta's attention; None: GLIDE's text, 0: CLIP's
     classes: int = len(CLASSES)  # one more label stands for none of them
     class_width: int = 512
 
@@ -68,8 +70,12 @@ class Ldm(nn.Module):
         c = self.config
         if c.condition == "text":
             # Paper: GLIDE's encoder, in the small models, also moves the time embedding.
-            self.text = (TextTransformer(c.text, c.inner) if c.inner
-                         else TextEncoder(c.text, 4 * c.unet.width))  # fmt: skip
+            if c.inner is None:
+                self.text = TextEncoder(c.text, 4 * c.unet.width)
+            elif c.inner:
+                self.text = TextTransformer(c.text, c.inner)
+            else:  # Stable Diffusion: all places of CLIP's last states
+                self.text = TextTower(ClipConfig(text=c.text), pooled=False)
         elif c.condition == "class":
             self.classes = nn.Embed(c.classes + 1, c.class_width)
         self.unet = UNet(c.unet)
@@ -79,7 +85,7 @@ class Ldm(nn.Module):
         cond = dict(cond)
         if "tokens" in cond:
             out = self.text(cond.pop("tokens"))
-            context, vector = (out, None) if self.config.inner else out
+            context, vector = out if self.config.inner is None else (out, None)
             cond |= {"context": context} | ({} if vector is None else {"vector": vector})
         if "label" in cond:  # a single token: attention to it adds the same at every place
             cond["context"] = self.classes(cond.pop("label"))[:, None]
@@ -96,8 +102,15 @@ class Ldm(nn.Module):
 def with_first_stage(
     config: LdmConfig, first_stage: AutoencoderConfig = IDENTITY, digest: str = ""
 ) -> LdmConfig:
-    """The same U-Net for other latents, those of another factor too; without one, for pixels."""
-    unet = replace(config.unet, out_channels=first_stage.channels)
+    """The same U-Net for other latents; without a first stage, for pixels.
+
+    One with a space-to-depth stem gets another for another factor, and so works on as many places
+    as before where it can: what it computes, and nearly all of its parameters, stay the same.
+    """
+    patch = config.unet.patch
+    if patch > 1:
+        patch = max(1, patch * config.first_stage.factor // first_stage.factor)
+    unet = replace(config.unet, out_channels=first_stage.channels, patch=patch)
     return replace(config, first_stage=first_stage, autoencoder=digest, unet=unet)
 
 
@@ -191,18 +204,25 @@ def denoiser(config: LdmConfig, params: dict) -> Denoiser:
 
 
 def guide(
-    config: LdmConfig, params: dict, cond: dict[str, jax.Array], scales: jax.Array
+    config: LdmConfig,
+    params: dict,
+    cond: dict[str, jax.Array],
+    scales: jax.Array,
+    null_cond: dict[str, jax.Array] | None = None,
 ) -> tuple[Denoiser, dict]:
     """(denoiser, cond) for a sampler, from a cond of tokens or label, and inputs.
 
-    Guided by scales (B,) if there is anything to drop; the inputs never are.
+    Guided by scales (B,) if there is anything to drop; the inputs never are. null_cond: of
+    published weights, which count t from 0 and have tokens of their own for no words.
     """
 
     def encode(cond):
         network = {name: leaves for name, leaves in params.items() if name != "first_stage"}
         return Ldm(config).apply({"params": network}, cond, method="encode")
 
-    denoise, null_cond = denoiser(config, params), null_condition(config)
+    denoise = denoiser(config, params)
+    denoise, null_cond = ((denoise, null_condition(config)) if null_cond is None
+                          else (official(denoise), null_cond))  # fmt: skip
     if not null_cond:
         return denoise, cond
     null_cond = {k: jnp.broadcast_to(v, cond[k].shape) for k, v in null_cond.items()}

@@ -11,21 +11,23 @@ from ldm.model import STABLE, LdmConfig
 PAPER_KL = AutoencoderConfig()
 PAPER_VQ = replace(PAPER_KL, kind="vq")
 
-# Paper: small and tiny differ in scale and in the space-to-depth stem, which halves the resolution
-# that everything but the last convolution works at.
+# Paper: small and tiny differ in scale and in the space-to-depth stem, which brings the picture at
+# once to the resolution of the latent; only the last convolution sees every pixel.
 SMALL_KL = AutoencoderConfig(
-    size=64, channels=3, codes=256, width=32, multipliers=(1, 2), groups=8, patch=2
+    size=64, channels=3, codes=256, width=64, multipliers=(1,), blocks=1, groups=8, patch=4
 )
-TINY_KL = replace(SMALL_KL, size=32, codes=16, width=8, multipliers=(1, 1), blocks=1, groups=4)
+TINY_KL = replace(SMALL_KL, size=32, codes=16, width=8, multipliers=(1, 1), groups=4, patch=2)
 
 
 def of_factor(f: int, kind: str = "kl") -> AutoencoderConfig:
     """The small first stage of factor f in 1, 2, 4, 8, 16: the smaller z, the more channels."""
     if f == 1:
         return replace(IDENTITY, size=SMALL_KL.size)
-    multipliers = {2: (1,), 4: (1, 2), 8: (1, 2, 2), 16: (1, 2, 2, 4)}[f]
-    channels = {2: 2, 4: 3, 8: 4, 16: 8}[f]
-    return replace(SMALL_KL, kind=kind, multipliers=multipliers, channels=channels)
+    patch, width, multipliers, channels = {
+        2: (2, 32, (1,), 2), 4: (4, 64, (1,), 3), 8: (4, 64, (1, 2), 4), 16: (4, 64, (1, 2, 2), 8)
+    }[f]  # fmt: skip
+    return replace(SMALL_KL, kind=kind, patch=patch, width=width, multipliers=multipliers,
+                   channels=channels)  # fmt: skip
 
 
 FIRST_STAGES = {
@@ -75,18 +77,20 @@ PAPER_INPAINT = replace(
     unet=replace(PAPER_FACES.unet, width=256, heads=8, updown="resblock"),
 )
 
-# Paper: small differs in scale, in the text encoder, in predicting velocity instead of eps (it
-# learns faster in the time a CPU gives), and in dropping captions, of which the code has nothing.
+# Paper: small differs in scale, in the text encoder, in predicting velocity instead of eps and in
+# the U-Net's stem of 2 x 2 latent positions (both learn faster in the time a CPU gives), and in
+# dropping captions: guidance needs it, and the published training code has nothing of it.
 SMALL = LdmConfig(
     size=64,
     first_stage=SMALL_KL,
     latent_scale=1.0,
     prediction="velocity",
     unet=replace(STABLE, out_channels=3, width=48, multipliers=(1, 1.5), attention=(2,),
-                 heads=None, head_dim=24, groups=8),
-    text=TextConfig(vocabulary=len(VOCABULARY) + 1, length=24, width=112, layers=2, heads=4),
+                 heads=None, head_dim=24, groups=8, patch=2),
+    text=TextConfig(vocabulary=len(VOCABULARY) + 1, length=24, width=104, layers=2, heads=4,
+                    order=True),
     inner=None,
-    class_width=112,
+    class_width=104,
 )  # fmt: skip
 TINY = replace(
     SMALL,

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,6 +15,7 @@ from common import command, devices, plot, sampler
 from common.devices import in_chunks
 from common.pictures import on_white, open_picture
 from common.process import to_float, to_uint8
+from ldm import pretrained
 from ldm.model import (
     LdmConfig,
     conditions,
@@ -50,7 +51,8 @@ class Options:
     steps: int = 50  # of the sampler
     sampler: Literal[tuple(SOLVERS)] = "ddim"  # plms asks the network once more; dpm needs 20 steps
     seed: int = 0
-    weights: Path = SHIPPED  # autoencoder.safetensors lies beside them
+    weights: Path = SHIPPED  # autoencoder.safetensors lies beside them; or a published .ckpt
+    vocab: Path | None = None  # of published weights, also .safetensors: CLIP's or BERT's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,17 +90,20 @@ def times(config: LdmConfig, steps: int, strength: float = 1.0) -> np.ndarray:
 
 @functools.cache
 def compiled(config: LdmConfig, solver: str, steps: int, strength: float, size: int | None):
-    """run(params, images or None, cond, scales (B,), key) -> uint8 (B, size, size, 3)."""
+    """run(params, images or None, cond, scales (B,), key, null_cond) -> uint8 (B, size, size, 3).
+
+    null_cond: of published weights, else None.
+    """
     schedule, ts = make_schedule(config), times(config, steps, strength)
     shape = latent_shape(config, size)
 
-    def run(params, images, cond, scales, key):
+    def run(params, images, cond, scales, key, null_cond=None):
         z_key, step_key = jax.random.split(key)
         z = sampler.noise_like(z_key, jnp.zeros((len(scales), *shape)))
         if images is not None:
             start = jnp.full(len(scales), ts[0])
             z = schedule.add_noise(to_latent(config, params, to_float(images)), start, z)
-        denoise, cond = guide(config, params, cond, scales)
+        denoise, cond = guide(config, params, cond, scales, null_cond)
         z = solve(solver, denoise, schedule, z, ts, cond, step_key)
         return to_uint8(to_picture(config, params, z))
 
@@ -120,39 +125,50 @@ def draw(
     seed: int = 0,
     chunk: int = CHUNK,
     progress: bool = False,
+    read: Callable | None = None,
 ) -> np.ndarray:
     """Pictures uint8 (B, H, W, 3) of B prompts, from noise or from images uint8 (B, H, W, 3).
 
-    beside: the config's inputs (B, h, w, ...). Row i starts from noise that depends on seed, i and
-    chunk alone. ValueError: unknown words, too many of them, steps, strength or size out of range.
+    beside: the config's inputs (B, h, w, ...). read: of published weights, pretrained.reader. Row i
+    starts from noise that depends on seed, i and chunk alone. ValueError: unknown words, too many
+    of them, steps, strength or size out of range.
     """
     beside = beside or {}
     if set(config.inputs) - set(beside):
         raise ValueError("these weights change a picture: use them with `inpaint` or `upscale`")
-    cond = {**conditions(config, prompts), **beside}
+    cond = {**(read(prompts) if read else conditions(config, prompts)), **beside}
+    null_cond = {k: v[0] for k, v in read([""]).items()} if read else None
     scales = np.broadcast_to(np.float32(guidance_scale), (len(prompts),))
     run, key = compiled(config, solver, steps, strength, size), jax.random.key(seed)
 
     def rows_of(rows, i):
         given = jax.tree.map(lambda a: a[rows], (images, cond, scales))
-        return run(params, *given, jax.random.fold_in(key, i))
+        return run(params, *given, jax.random.fold_in(key, i), null_cond)
 
     return in_chunks(rows_of, len(prompts), chunk, "drawing", progress)
 
 
-def start(c: Options, prompt: str = "") -> tuple[LdmConfig, dict]:
-    """Everything that can be refused without a picture; then the weights."""
+def start(c: Options, prompt: str = "") -> tuple[LdmConfig, dict, Callable | None]:
+    """Everything that can be refused without a picture; then (config, params, read or None)."""
     if not math.isfinite(getattr(c, "guidance_scale", 1)):
         raise ValueError(f"guidance_scale must be a finite number, not {c.guidance_scale}")
     if not 1 <= c.num <= 4096:
         raise ValueError(f"num must be in 1..4096, not {c.num}")
     devices.start()
-    config, params, _ = load(c.weights)
+    config, params, read = open_weights(c.weights, c.vocab)
     times(config, c.steps, getattr(c, "strength", 1.0))
     latent_shape(config, getattr(c, "size", None))
-    conditions(config, [prompt])
+    read([prompt]) if read else conditions(config, [prompt])
     command.check_out(c.out)
-    return config, params
+    return config, params, read
+
+
+def open_weights(path: Path, vocab: Path | None) -> tuple[LdmConfig, dict, Callable | None]:
+    """(config, params, read): our weights, whose words `draw` knows, or published ones."""
+    if vocab is None and path.suffix not in (".ckpt", ".pt", ".pth"):
+        return *load(path)[:2], None
+    config, params = pretrained.load(path)
+    return config, params, pretrained.reader(config, vocab)
 
 
 def finish(c: Options, images: np.ndarray, title: str, first: dict[str, np.ndarray] | None = None):
@@ -178,17 +194,17 @@ def repeat(c: Options, a: np.ndarray) -> np.ndarray:
 def main(c: SampleConfig) -> None:
     if not c.prompt.strip():
         raise ValueError("the prompt is empty; say what to draw, such as 'a red ball'")
-    config, params = start(c, c.prompt)
+    config, params, read = start(c, c.prompt)
     images = draw(config, params, [c.prompt] * c.num, guidance_scale=c.guidance_scale,
-                  steps=c.steps, solver=c.sampler, size=c.size, seed=c.seed,
+                  steps=c.steps, solver=c.sampler, size=c.size, seed=c.seed, read=read,
                   progress=c.num > CHUNK)  # fmt: skip
     finish(c, images, f"{c.prompt}   (guidance {c.guidance_scale:g})")
 
 
 def img2img(c: Img2ImgConfig) -> None:
-    config, params = start(c, c.prompt)
+    config, params, read = start(c, c.prompt)
     image = on_white(open_picture(c.image, c.size or config.size, c.resize))
     images = draw(config, params, [c.prompt] * c.num, guidance_scale=c.guidance_scale,
                   steps=c.steps, solver=c.sampler, size=c.size, images=repeat(c, image),
-                  strength=c.strength, seed=c.seed, progress=c.num > CHUNK)  # fmt: skip
+                  strength=c.strength, seed=c.seed, read=read, progress=c.num > CHUNK)  # fmt: skip
     finish(c, images, f"{c.prompt}   (strength {c.strength:g})", {"given": image})

@@ -1,151 +1,237 @@
-"""The numbers of the package, of weights that are given: compression, guidance, speed.
+"""The numbers and figures of the package, one part at a time, each a JSON and a WebP.
 
-Letters as in `rows`: (a) Figure 6, quality against training time for first stages of several
-factors, below the ceiling of each; (b) Table 8, KL against VQ; (d) Table 3, guidance; (e) speed.
+    guidance    the scale's sweep (Table 3)
+    factors     quality against training time for f in 1, 2, 4, 8, 16, under their ceilings (Fig. 6)
+    vq          KL against VQ: what comes back, and the codes in use (Table 8)
+    rescale     latents of unit variance or as they come, at the trained size and twice it (D.1)
+    speed       latents against pixels: quality and pictures a second, by sampler steps (Fig. 7)
+    upscale     regression against diffusion (Table 5)
+
+All but the first train what they compare, with the package's own commands, into the folder `runs`,
+and find it there the next time.
 """
 
 import json
-import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import jax
 import numpy as np
 
 from common import command, data, devices, metrics, plot
-from common.scenes.captions import caption
-from common.scenes.check import accuracy
 from common.scenes.reader import read
-from ldm import autoencoder
-from ldm.autoencoder import AutoencoderConfig, reconstruct
-from ldm.losses import perplexity
+from ldm import autoencoder, train, train_autoencoder
+from ldm.measure import about, asked, fidelity, per_second, quality, reconstruction
 from ldm.model import load
 from ldm.sample import SHIPPED, SOLVERS, draw
+from ldm.upscale import shrink, upscale
+
+SCALES = (0, 1, 2, 3, 5, 8)
+STEPS = (5, 10, 25, 50)
+QUICK = 5  # how many times fewer pictures and training steps
 
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """`python -m ldm study`: give weights trained for different times, on different latents."""
+    """`python -m ldm study`: what the README's tables and the lessons' figures are made of."""
 
-    weights: tuple[Path, ...] = (SHIPPED,)  # latent models; (d) is of the first
-    autoencoders: tuple[Path, ...] = ()  # first stages to compare, beside those of the weights
-    num: int = 256  # captions, and pictures to reconstruct
-    scales: tuple[float, ...] = (0, 1, 2, 3, 5, 8)
+    part: Literal["guidance", "factors", "vq", "rescale", "speed", "upscale"] = "guidance"
+    quick: bool = False  # a fifth of the pictures and of the training
+    num: int = 256  # captions, or pictures
     guidance_scale: float = 3.0  # where it is not what varies
-    steps: int = 50
+    steps: int = 25  # of the sampler, where they are not what varies
     sampler: Literal[tuple(SOLVERS)] = "ddim"
     seed: int = 1
-    out: Path = Path("lessons/figures")  # folder for ldm_study.json and the figures
+    weights: Path = SHIPPED  # of part guidance
+    preset: Literal["tiny", "small"] = "small"  # what the other parts train
+    factors: tuple[Literal[1, 2, 4, 8, 16], ...] = (1, 2, 4, 8, 16)
+    autoencoder_steps: int = 1_000  # training of each first stage
+    latent_steps: int = 1_200  # of each latent model; factors: a quarter and half of it, too
+    examples: int = 8_000  # pictures that both are trained on
+    runs: Path = Path("runs/ldm_study")  # where the trainings are kept
+    out: Path = Path("lessons/figures")  # folder for ldm_PART.json and .webp
+
+    @property
+    def drawing(self) -> dict:
+        return {"steps": self.steps, "solver": self.sampler, "seed": self.seed}
 
 
 def main(c: StudyConfig) -> None:
     devices.start()
-    models = [load(path) for path in c.weights]
-    firsts = [autoencoder.load(path) for path in c.autoencoders]
     command.check_out(c.out)
-    options = {"steps": c.steps, "solver": c.sampler, "seed": c.seed}
-
-    rows = {"a": [], "b": [], "d": [], "e": []}
-    for config, params, metadata in models:
-        row = about(config.first_stage, metadata)
-        rows["a"].append(row | quality(config, params, c.num, c.guidance_scale, **options))
-        rows["b"].append(row | reconstruction(config.first_stage, params["first_stage"], c.num))
-        rows["e"].append(row | speed(config, params, min(c.num, 64), **options))
-    for config, params, metadata in firsts:
-        rows["b"].append(about(config, metadata) | reconstruction(config, params, c.num))
-    config, params, _ = models[0]
-    for scale in c.scales if config.condition != "none" else ():
-        drawn = quality(config, params, c.num, scale, **options)
-        rows["d"].append({"guidance_scale": scale, **drawn})
-
-    given = " ".join(f"--{k} {getattr(c, k)}" for k in ("num", "steps", "sampler", "seed"))
-    report = {"command": f"python -m ldm study {given}", "features": metrics.SCENE_FEATURES,
-              "device": jax.devices()[0].device_kind, "rows": rows}  # fmt: skip
-    path = c.out / "ldm_study.json"
+    defaults, given = asdict(StudyConfig()), asdict(c)
+    changed = {k: v for k, v in given.items() if v != defaults[k] and k not in ("out", "runs")}
+    plain = lambda v: " ".join(map(str, v)) if isinstance(v, tuple) else str(v)  # noqa: E731
+    flags = [f"--{k.replace('_', '-')}" + ("" if v is True else f" {plain(v)}")
+             for k, v in changed.items()]  # fmt: skip
+    if c.quick:
+        fewer = ("num", "autoencoder_steps", "latent_steps")
+        c = replace(c, **{name: max(4, getattr(c, name) // QUICK) for name in fewer})
+    rows, figure = PARTS[c.part](c)
+    report = {"command": " ".join(["python -m ldm study", *flags]), "seed": c.seed, "n": c.num,
+              "intervals": "accuracies: 95% Wilson; PSNR: 95% bootstrap; FD-scenes: none",
+              "features": metrics.SCENE_FEATURES, "rows": rows}  # fmt: skip
+    path = c.out / f"ldm_{c.part}.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
-    plot.save(f_curve(rows["a"]), c.out / "ldm_f.webp")
-    if rows["d"]:
-        plot.save(guidance_curve(rows["d"]), c.out / "ldm_guidance.webp")
+    plot.save(figure, path.with_suffix(".webp"))
     print(f"numbers: {path}")
 
 
-def about(first_stage: AutoencoderConfig, metadata: dict) -> dict:
-    """Which weights a row is of."""
-    return {"f": first_stage.factor, "kind": first_stage.kind, "digest": metadata["digest"],
-            "recipe": metadata["recipe"]}  # fmt: skip
+# What is trained.
 
 
-def reconstruction(config: AutoencoderConfig, params: dict, num: int = 512) -> dict:
-    """What a first stage loses on `num` test pictures: no model of its latents can do better.
+def first_stage(c: StudyConfig, f: int, kind: str = "kl") -> Path | None:
+    """Weights of a first stage of factor f; None for f = 1, pixels."""
+    if f == 1:
+        return None
+    name = "_".join([c.preset] + ["vq"] * (kind == "vq") + [f"f{f}"] * (f != 4))
+    out, steps = c.runs / f"{name}_{c.autoencoder_steps}", c.autoencoder_steps
+    if not (out / "weights.safetensors").exists():
+        train_autoencoder.main(train_autoencoder.AutoencoderTrainConfig(
+            preset=name, out=out, steps=steps, disc_start=3 * steps // 4, examples=c.examples,
+            seed=c.seed, sample_every=steps, save_every=steps,
+        ))  # fmt: skip
+    return out / "weights.safetensors"
 
-    PSNR, FD-scenes, the reader's accuracies on what comes back beside those on the originals, and
-    of VQ the share of codes in use (perplexity / codes).
+
+def trained(c: StudyConfig, f: int, steps: int, preset: str = "", **options) -> tuple:
+    """(config, params, metadata) of a latent model on a first stage of factor f."""
+    kind = "_".join([c.preset + preset, f"ldm_f{f}", *map(str, options.values())])
+    out = c.runs / f"{kind}_{c.autoencoder_steps}_{steps}"
+    if not (out / "weights.safetensors").exists():
+        train.main(train.TrainConfig(
+            preset=c.preset + preset, autoencoder=first_stage(c, f), out=out, steps=steps,
+            examples=c.examples, seed=c.seed, sample_every=steps, save_every=steps, **options,
+        ))  # fmt: skip
+    return load(out / "weights.safetensors")
+
+
+# What is compared: functions of the config -> (rows, figure).
+
+
+def guidance(c: StudyConfig):
+    config, params, metadata = load(c.weights)
+    of, rows = about(config.first_stage, metadata), []
+    for scale in SCALES:
+        found = quality(config, params, c.num, scale, **c.drawing)
+        rows.append({"guidance_scale": scale, **of, **found})
+    series = {"shapes and colours": (list(SCALES), *_points(rows))}
+    return rows, plot.curve(series, xlabel="guidance scale", ylabel="shapes and colours right",
+                            title="Latent diffusion, guided")  # fmt: skip
+
+
+def factors(c: StudyConfig):
+    """The same U-Net and as many steps for each f; where it can, it works on as many places, too.
+
+    Paper: the U-Net sees every position of the latent, which costs f = 1 its time. Here its stem
+    takes several at once, and the cost of a step is nearly the same for all f up to 8.
     """
-    scenes = data.load("scenes", "test", size=config.size)
-    truth, images = scenes["scenes"][:num], scenes["image"][:num]
-    back, indices = reconstruct(config, params, images)
-    error = np.square((back.astype(float) - images) / 255).mean((1, 2, 3))
-    psnr = -10 * np.log10(np.maximum(error, 1e-10))
-    found = {"n": len(images), "psnr": float(psnr.mean()),
-             "psnr_interval": metrics.bootstrap_interval(psnr),
-             "fd": metrics.frechet_distance(*map(metrics.scene_features, (images, back))),
-             "accuracy": accuracy(truth, read(back)),
-             "accuracy_originals": accuracy(truth, read(images))}  # fmt: skip
-    if indices is not None:
-        found["codes_used"] = float(perplexity(indices, config.codes)) / config.codes
-    return found
+    rows, series = [], {}
+    for f in c.factors:
+        mine = []
+        for steps in (c.latent_steps // 4, c.latent_steps // 2, c.latent_steps):
+            config, params, metadata = trained(c, f, max(steps, 1))
+            found = quality(config, params, c.num, c.guidance_scale, **c.drawing)
+            mine.append({**about(config.first_stage, metadata), **found})
+        seconds = [row["recipe"]["seconds"] for row in mine]
+        series[f"f = {f}"] = (seconds, *_points(mine))
+        ceiling = [row["ceiling"]["shape_colour"]["accuracy"] for row in mine]
+        series[f"f = {f}, reconstructions"] = (seconds, ceiling)
+        rows += mine
+    return rows, plot.curve(series, xlabel="training of the latent model, seconds", logx=True,
+                            ylabel="shapes and colours right",
+                            title="Latent diffusion by downsampling factor")  # fmt: skip
 
 
-def quality(config, params: dict, num: int, guidance_scale: float, **options) -> dict:
-    """Pictures of `num` test captions: FD-scenes to real ones, and what the reader finds right.
+def vq(c: StudyConfig):
+    rows, shown, labels = [], [], []
+    for f in sorted({4, 8} & set(c.factors)):
+        for kind in ("kl", "vq"):
+            config, params, metadata = autoencoder.load(first_stage(c, f, kind))
+            rows.append(about(config, metadata) | reconstruction(config, params, c.num))
+            images = data.load("scenes", "test", size=config.size)["image"][:8]
+            shown += [*autoencoder.reconstruct(config, params, images)]
+            labels.append(f"{kind} f={f}")
+    shown, labels = [*images, *shown], ["given", *labels]
+    return rows, plot.grid(np.stack(shown), columns=8, row_labels=labels)
 
-    ceiling: the same of the captions' own pictures, encoded and decoded.
+
+def rescale(c: StudyConfig):
+    """Scenes of the trained size, or quarters of pictures of twice the size: as many of each."""
+    rows, shown, labels = [], [], []
+    for options in ({}, {"latent_scale": 1.0}):
+        config, params, metadata = trained(c, 4, c.latent_steps, **options)
+        size, scale = config.size, config.latent_scale
+        texts, real, _ = asked(config, c.num, c.seed)
+        for times in (1, 2):
+            images = draw(config, params, texts[:: times**2], guidance_scale=c.guidance_scale,
+                          size=times * size, **c.drawing)  # fmt: skip
+            labels.append(f"scale {scale:g}, {times}x")
+            parts = images.reshape(-1, times, size, times, size, 3).swapaxes(2, 3)
+            parts = parts.reshape(-1, size, size, 3)
+            shown += [*parts[:4]]
+            features = map(metrics.scene_features, (real, parts))
+            valid = sum(reading["valid"] for reading in read(parts))
+            rows.append({"latent_scale": scale, "size": times * size, "n": len(parts),
+                         "fd": metrics.frechet_distance(*features), "valid": valid / len(parts),
+                         "valid_interval": metrics.wilson_interval(valid, len(parts)),
+                         **about(config.first_stage, metadata)})  # fmt: skip
+    return rows, plot.grid(np.stack(shown), columns=4, row_labels=labels)
+
+
+def speed(c: StudyConfig):
+    rows, series = [], {}
+    for f in (1, 4):
+        config, params, metadata = trained(c, f, c.latent_steps)
+        mine = []
+        for steps in STEPS:
+            options = {**c.drawing, "steps": steps}
+            found = quality(config, params, c.num, c.guidance_scale, **options)
+            prompts = ["a red ball"] * min(c.num, 64)
+            rate = per_second(lambda: draw(config, params, prompts, **options))  # noqa: B023
+            mine.append({"steps": steps, "pictures_per_second": rate,
+                         **about(config.first_stage, metadata), **found})  # fmt: skip
+        rate = [row["pictures_per_second"] for row in mine]
+        series["pixels" if f == 1 else f"latents, f = {f}"] = (rate, *_points(mine))
+        rows += mine
+    return rows, plot.curve(series, xlabel="pictures a second", ylabel="shapes and colours right",
+                            title="Latents against pixels", logx=True)  # fmt: skip
+
+
+def upscaling(c: StudyConfig):
+    """One network for both: asked once, at t = T, its x0 is the mean of all answers: regression.
+
+    Paper: a regression network of its own (SR3's), in pixels.
     """
+    config, params, metadata = trained(c, 4, c.latent_steps, "_upscale")
     scenes = data.load("scenes", "test", size=config.size)
-    rng = np.random.default_rng(options["seed"])
-    kept = [i for i, scene in enumerate(scenes["scenes"])
-            if config.condition != "class" or len(scene.objects) == 1][:num]  # fmt: skip
-    texts = [caption(scenes["scenes"][i], rng) for i in kept]
-    prompts = texts if config.condition != "none" else [""] * len(texts)
-    images = draw(config, params, prompts, guidance_scale=guidance_scale, progress=True, **options)
-    features = map(metrics.scene_features, (scenes["image"][: 4 * num], images))
-    back, _ = reconstruct(config.first_stage, params["first_stage"], scenes["image"][kept])
-    return {"n": len(images), "fd": metrics.frechet_distance(*features),
-            **metrics.caption_accuracy(texts, images),
-            "ceiling": metrics.caption_accuracy(texts, back)}  # fmt: skip
+    truth, images = scenes["scenes"][: c.num], scenes["image"][: c.num]
+    f = config.first_stage.factor
+    small = shrink(images, f)
+    drawn = {
+        "pixels repeated": small.repeat(f, 1).repeat(f, 2),
+        "regression": upscale(config, params, small, steps=1, seed=c.seed),
+        "diffusion": upscale(config, params, small, **c.drawing),
+        "reconstruction": autoencoder.reconstruct(
+            config.first_stage, params["first_stage"], images
+        ),
+    }
+    of = about(config.first_stage, metadata)
+    rows = [{"by": name, **of, **fidelity(x, images, truth)} for name, x in drawn.items()]
+    shown = np.concatenate([images[:8], *(x[:8] for x in drawn.values())])
+    return rows, plot.grid(shown, columns=len(images[:8]), row_labels=["given", *drawn])
 
 
-def speed(config, params: dict, num: int, **options) -> dict:
-    """Pictures a second, after a first call that compiles; median of three."""
-    prompts, seconds = ["a red ball" if config.condition != "none" else ""] * num, []
-    for _ in range(4):
-        began = time.perf_counter()
-        draw(config, params, prompts, **options)
-        seconds.append(time.perf_counter() - began)
-    return {"num": num, "pictures_per_second": num / float(np.median(seconds[1:]))}
+def _points(rows: list[dict]) -> tuple[list[float], ...]:
+    found = [row["shape_colour"] for row in rows]
+    return tuple([one[k] for one in found] for k in ("accuracy", "low", "high"))
 
 
-def f_curve(rows: list[dict]):
-    """Shapes and colours right over training time: for each factor a line, and its ceiling."""
-    series = {}
-    for f in sorted({row["f"] for row in rows}):
-        chosen = [row for row in rows if row["f"] == f]
-        chosen.sort(key=lambda row: row["recipe"]["seconds"])
-        x = [row["recipe"]["seconds"] for row in chosen]
-        series[f"f = {f}"] = (x, *_points([row["shape_colour"] for row in chosen]))
-        ceiling = [row["ceiling"]["shape_colour"]["accuracy"] for row in chosen]
-        series[f"f = {f}, reconstructions"] = (x, ceiling)
-    return plot.curve(series, xlabel="training, seconds", ylabel="shapes and colours right",
-                      title="Latent diffusion by downsampling factor", logx=True)  # fmt: skip
-
-
-def guidance_curve(rows: list[dict]):
-    x = [row["guidance_scale"] for row in rows]
-    series = {"shapes and colours": (x, *_points([row["shape_colour"] for row in rows]))}
-    return plot.curve(series, xlabel="guidance scale", ylabel="shapes and colours right",
-                      title="Latent diffusion, guided")  # fmt: skip
-
-
-def _points(found: list[dict]) -> tuple[list[float], ...]:
-    return tuple([f[k] for f in found] for k in ("accuracy", "low", "high"))
+PARTS = {
+    "guidance": guidance,
+    "factors": factors,
+    "vq": vq,
+    "rescale": rescale,
+    "speed": speed,
+    "upscale": upscaling,
+}

@@ -20,8 +20,8 @@ from ldm.autoencoder import (
     last_convolution,
     reconstruct,
 )
+from ldm.measure import reconstruction
 from ldm.presets import FIRST_STAGES
-from ldm.study import reconstruction
 
 STEP = 2.0**-10  # what a step counts: exact in float32, and half precision does not overflow
 
@@ -31,18 +31,18 @@ class AutoencoderTrainConfig(run.RunConfig):
     """`python -m ldm train-autoencoder`: each field is an option."""
 
     out: Path = Path("runs/autoencoder")  # checkpoints, metrics, weights, reconstruction.json
-    steps: int = 6_000
-    batch_size: int = 16
-    lr: float = 5e-4  # Adam, betas 0.5 and 0.9; warms up, then falls to 0 as a cosine
+    steps: int = 2_600
+    batch_size: int = 8
+    lr: float = 1e-3  # Adam, betas 0.5 and 0.9; warms up, then falls to 0 as a cosine
     preset: Literal[tuple(FIRST_STAGES)] = "small"  # which first stage
     kl_weight: float = 1e-6  # of the KL term, both it and the pixels being summed
     codebook_weight: float = 1.0  # of the VQ terms
     beta_on: Literal["codebook", "commitment"] = "codebook"  # the VQ term that is quartered
     perceptual: float = 1.0  # weight of the perceptual distance beside the absolute difference
-    disc_start: int = 3_000  # step from which the discriminator learns and is listened to
+    disc_start: int = 2_000  # step from which the discriminator learns and is listened to
     disc_weight: float = 0.5  # of its loss, beside the adaptive weight
     disc_layers: Literal[1, 2, 3] = 2  # it judges patches of 16, 34 or 70 pixels with 1, 2 or 3
-    disc_width: int = 32  # its channels, a multiple of 4
+    disc_width: int = 16  # its channels, a multiple of 4
     examples: int = 24_000  # pictures used, of the 24,000 there are
 
 
@@ -133,7 +133,7 @@ def main(c: AutoencoderTrainConfig) -> None:
 
     def preview(params):
         shown = images[:8]
-        back, _ = reconstruct(config, params["autoencoder"], shown)
+        back = reconstruct(config, params["autoencoder"], shown)
         return plot.grid(np.concatenate([shown, back]), columns=8, row_labels=["given", "back"])
 
     params = run.run(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from common.pictures import on_white, open_picture
-from common.plot import from_uint8
+from common.process import to_float
 from ldm.model import LdmConfig
 from ldm.sample import Options, draw, finish, repeat, start
 
@@ -29,7 +29,7 @@ def upscale(config: LdmConfig, params: dict, images: np.ndarray, **options) -> n
     if "low_res" not in config.inputs:
         raise ValueError("these weights do not enlarge: train some with --preset small_upscale")
     size = images.shape[1] * config.first_stage.factor
-    beside = {"low_res": from_uint8(images)}
+    beside = {"low_res": to_float(images)}
     return draw(config, params, [""] * len(images), beside=beside, size=size, **options)
 
 
@@ -42,10 +42,10 @@ class UpscaleConfig(Options):
 
 
 def main(c: UpscaleConfig) -> None:
-    config, params = start(c)
+    config, params, read = start(c)
     small = config.size // config.first_stage.factor
     image = on_white(open_picture(c.image, small, c.resize))
     images = upscale(config, params, repeat(c, image), steps=c.steps, solver=c.sampler,
-                     seed=c.seed)  # fmt: skip
+                     seed=c.seed, read=read)  # fmt: skip
     shown = image.repeat(config.size // small, 0).repeat(config.size // small, 1)
     finish(c, images, "super-resolution", {"given": shown})

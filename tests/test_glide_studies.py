@@ -56,8 +56,8 @@ def test_the_reader_prefers_whom_the_captions_are_true_of():
         [i for i, s in enumerate(scenes["scenes"]) if len(s.objects) == 1],
     )
     texts = [f"a {scenes['scenes'][i].objects[0].shape}" for i in alone[:12]]
-    drawn = {"right": images[alone[:12]], "wrong": images[alone[12:24]],
-             "noise": np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)}  # fmt: skip
+    noise = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
+    drawn = {"right": images[alone[:12]], "wrong": images[alone[12:24]], "noise": noise}
     rows = {r["player"]: r for r in study_clip.preferences(texts, drawn)}
     assert (
         rows["right"]["elo_caption"] > rows["wrong"]["elo_caption"] > rows["noise"]["elo_caption"]

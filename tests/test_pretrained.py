@@ -176,6 +176,27 @@ def test_the_state_dict_of_a_lightning_checkpoint_is_unwrapped(tmp_path, torch):
     assert_same(load_tensors(path), expected)
 
 
+def test_the_tensors_of_a_torchscript_module_are_called_by_their_places(
+    tmp_path, torch, monkeypatch
+):
+    """CLIP's archives pickle the module itself: objects of classes whose code is in the file."""
+    kind = type("Visual", (), {"__module__": "__torch__.clip.___torch_mangle_7"})
+    monkeypatch.setitem(sys.modules, kind.__module__, types.SimpleNamespace(Visual=kind))
+    monkeypatch.setitem(sys.modules, "__torch__", types.ModuleType("__torch__"))
+    monkeypatch.setitem(sys.modules, "__torch__.clip", types.ModuleType("__torch__.clip"))
+    whole, part, conv = kind(), kind(), kind()
+    conv.__dict__ |= {"training": True, "weight": FLAT.reshape(2, 3), "bias": None}
+    part.__dict__ |= {"0": conv, "stride": (1, 2.5), "kind": "conv", "empty": kind()}
+    whole.__dict__ |= {"visual": part, "scale": np.array(7, np.float16), "_is_full": None}
+    path = torch_save(tmp_path / "a.pt", whole, torch)
+    expected = {"visual.0.weight": FLAT.reshape(2, 3), "scale": np.array(7, np.float16)}
+    assert_same(load_tensors(path), expected)
+    one_line(write_archive(path, b"c__torch__.posix\nsystem\nX\x02\x00\x00\x00ls\x85R."), "calls")
+    one_line(write_archive(path, b"c__torch__\nA\n)\x81K\x01b."), "truncated, damaged")
+    itself = b"c__torch__\nA\n)\x81q\x00}X\x01\x00\x00\x00ah\x00sb."
+    one_line(write_archive(path, itself), "truncated, damaged")
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_a_safetensors_file_gives_the_same(tmp_path, dtype):
     tensors = {"a.weight": RNG(0).standard_normal((3, 4)).astype(dtype), "b": np.zeros(0, dtype)}

@@ -44,9 +44,10 @@ def test_each_player_learns_from_its_own_loss_and_the_chance_from_the_signs(para
 
     @jax.jit
     def grads(params):
-        of = lambda pick: jax.grad(
-            lambda p: pick(*loss(p, {"image": images}, jax.random.clone(keys)))
-        )(params)  # noqa: E731
+        def of(pick):
+            value = lambda p: pick(*loss(p, {"image": images}, jax.random.clone(keys)))  # noqa: E731
+            return jax.grad(value)(params)
+
         return of(lambda total, m: total), of(lambda total, m: m["g"]), of(lambda total, m: m["d"])
 
     for p, sign in ((0.3, None), (0.0, "down"), (0.8, "up")):
