@@ -1,5 +1,6 @@
 """Latent diffusion: conditioning, the latent scale, samplers, tasks, and the commands."""
 
+import functools
 import json
 import subprocess
 from dataclasses import replace
@@ -13,7 +14,8 @@ from PIL import Image
 
 from common import checkpoint, command, data, sampler, train
 from common.nn import CrossAttention
-from ldm import autoencoder
+from ldm import autoencoder, measure, sample, study, train_autoencoder
+from ldm import train as ldm_train
 from ldm.__main__ import COMMANDS
 from ldm.inpaint import inpaint, masked, random_edit_mask
 from ldm.model import (
@@ -23,13 +25,14 @@ from ldm.model import (
     denoiser,
     guide,
     init_params,
+    latent_shape,
     load,
     null_condition,
     to_latent,
     to_picture,
     with_first_stage,
 )
-from ldm.presets import FIRST_STAGES, MODELS
+from ldm.presets import FIRST_STAGES, MODELS, of_factor
 from ldm.sample import SOLVERS, draw, times
 from ldm.train import (
     TrainConfig,
@@ -67,6 +70,7 @@ def made(init, seed=1):
     return jax.tree_util.tree_map_with_path(leaf, jax.eval_shape(init, jax.random.key(0)))
 
 
+@functools.cache
 def with_stage(config):
     params = made(lambda key: init_params(config, key))
     return {
@@ -158,11 +162,9 @@ def test_captions_are_dropped_to_the_null_caption_that_sampling_uses(params):
     moments = np.random.default_rng(0).normal(size=(2, 8, 8, 6)).astype(np.float16)
     batch = {"moments": moments, "tokens": tokens[:, None].repeat(4, 1)}
     null = {**batch, "tokens": 0 * batch["tokens"] + null_condition(TINY)["tokens"]}
-    losses = {}
-    for drop in (0.0, 1.0):
-        loss_fn = jax.jit(make_loss(TINY, drop))
-        keys = lambda: train.example_keys(jax.random.key(1), 0, 2)  # noqa: E731
-        losses[drop] = [float(loss_fn(network, b, keys())) for b in (batch, null)]
+    loss = jax.jit(lambda drop, b, keys: make_loss(TINY, drop)(network, b, keys))
+    keys = lambda: train.example_keys(jax.random.key(1), 0, 2)  # noqa: E731
+    losses = {d: [float(loss(d, b, keys())) for b in (batch, null)] for d in (0.0, 1.0)}
     assert losses[1.0][0] == losses[1.0][1] == losses[0.0][1]
     assert losses[0.0][0] != losses[0.0][1]
 
@@ -197,9 +199,8 @@ def test_the_latent_scale_makes_unit_variance(params):
 
 def test_the_scale_is_applied_at_the_encoder_and_taken_back_at_the_decoder(params):
     x = jnp.asarray(IMAGES[:1], jnp.float32) / 127.5 - 1
-    there = jax.jit(lambda s: to_latent(replace(TINY, latent_scale=s), params, x), static_argnums=0)
-    back = jax.jit(lambda s, z: to_picture(replace(TINY, latent_scale=s), params, z),
-                   static_argnums=0)  # fmt: skip
+    there = jax.jit(lambda s: to_latent(replace(TINY, latent_scale=s), params, x))
+    back = jax.jit(lambda s, z: to_picture(replace(TINY, latent_scale=s), params, z))
     z = {s: there(s) for s in (1.0, 4.0)}
     assert_allclose(z[4.0], 4 * z[1.0], rtol=1e-5)
     assert_allclose(back(4.0, z[4.0]), back(1.0, z[1.0]), atol=1e-5)
@@ -209,8 +210,15 @@ def test_latents_of_pixels_are_the_pixels():
     config = with_first_stage(TINY)
     moments = encode_all(config, {}, IMAGES)
     assert_allclose(moments, IMAGES / 127.5 - 1, atol=1e-3)
-    stage = with_first_stage(TINY, FIRST_STAGES["small_f8"], "abc")
-    assert stage.unet.out_channels == 4 and stage.autoencoder == "abc"
+
+
+@pytest.mark.parametrize("f, patch", [(1, 8), (2, 4), (4, 2), (8, 1), (16, 1)])
+def test_the_same_unet_serves_latents_of_every_factor(f, patch):
+    stage = of_factor(f)
+    config = with_first_stage(MODELS["small"], stage, "abc")
+    assert config.unet.out_channels == stage.channels and config.autoencoder == "abc"
+    assert config.unet.patch == patch and latent_shape(config) == (64 // f, 64 // f, stage.channels)
+    assert with_first_stage(MODELS["paper"], stage).unet.patch == 1
 
 
 # Sampling
@@ -221,15 +229,17 @@ def test_plms_and_dpm_are_the_ones_of_common():
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_every_sampler_draws_at_the_trained_size_and_at_a_larger_one(params, solver):
+def test_every_sampler_draws_every_row_another(params, solver):
     prompts = ["a red ball", "a blue cube"]
-    small = draw(TINY, params, prompts, solver=solver, steps=3)
+    small = draw(TINY, params, prompts, solver=solver, steps=2)
     assert small.shape == (2, 32, 32, 3) and small.dtype == np.uint8
     assert np.abs(small[0].astype(int) - small[1]).max() > 3
-    large = draw(TINY, params, prompts[:1], solver=solver, steps=2, size=64)
-    assert large.shape == (1, 64, 64, 3)
-    with pytest.raises(ValueError, match="multiple of 8"):
-        draw(TINY, params, prompts, solver=solver, size=44)
+
+
+def test_it_draws_at_a_larger_size_than_it_was_trained_on(params):
+    assert draw(TINY, params, ["a red ball"], steps=2, size=64).shape == (1, 64, 64, 3)
+    with pytest.raises(ValueError, match="multiple of 16"):
+        draw(TINY, params, ["a red ball"], size=40)
 
 
 def test_a_row_depends_on_its_seed_and_number_alone(params):
@@ -245,12 +255,10 @@ def test_strength_decides_what_is_left_of_a_picture():
     params = with_stage(TINY)
     last = jax.tree.map(np.zeros_like, params["unet"]["conv_out"])
     params = {**params, "unet": {**params["unet"], "conv_out": last}}
-    back, _ = autoencoder.reconstruct(TINY.first_stage, params["first_stage"], IMAGES[:2])
-    far = []
-    for strength in (0.02, 1.0):
-        drawn = draw(TINY, params, [""] * 2, images=IMAGES[:2], strength=strength, steps=50)
-        far.append(np.abs(drawn.astype(int) - back).mean())
-    assert far[0] < 0.2 * far[1]
+    back = autoencoder.reconstruct(TINY.first_stage, params["first_stage"], IMAGES[:2])
+    drawn = draw(TINY, params, [""] * 2, images=IMAGES[:2], strength=0.02, steps=50)
+    far = lambda a: np.abs(a.astype(int) - back).mean()  # noqa: E731
+    assert far(drawn) < 0.2 * far(back[::-1])  # the two pictures tell how far apart others are
     assert_array_equal(times(TINY, 50, 1.0), sampler.timesteps(1000, 50))
     assert len(times(TINY, 50, 0.6)) == 31 and times(TINY, 50, 0.6)[-1] == 0
     for strength in (0.0, 1.1, -1.0):
@@ -355,6 +363,12 @@ def assert_one_line(result, *words):
         assert word in lines[0]
 
 
+def fake_draw(config, params, prompts, **options):
+    """In the place of sample.draw where it is not what is tested: compiling it takes seconds."""
+    size = options.get("size") or config.size
+    return np.resize(IMAGES, (len(prompts), size, size, 3))
+
+
 RUN = ["--batch-size", 4, "--steps", 2, "--log-every", 1, "--save-every", 2, "--examples", 16]
 
 
@@ -370,6 +384,7 @@ def trained(tmp_path_factory):
         command.run("ldm", COMMANDS, [str(a) for a in first])
         latent = ["train", "--preset", "tiny", *RUN, "--sample-every", 2, "--out", out / "latent"]
         latent += ["--autoencoder", out / "first" / "weights.safetensors"]
+        patch.setattr(ldm_train, "draw", fake_draw)
         command.run("ldm", COMMANDS, [str(a) for a in latent])
     return out
 
@@ -392,7 +407,7 @@ def test_both_trainings_leave_weights_numbers_and_pictures(trained):
         assert all(np.isfinite(list(r.values())).all() for r in rows)
 
 
-def test_commands_draw_from_captions_and_from_pictures(trained, tmp_path, capsys):
+def test_commands_draw_from_captions_and_from_pictures(trained, tmp_path, capsys, monkeypatch):
     weights = ["--weights", trained / "latent" / "weights.safetensors", "--steps", 2, "--num", 2]
     prompt = ["--prompt", "a small red ball"]
     result = ldm(capsys, "sample", *prompt, *weights, "--out", tmp_path / "grid.png")
@@ -400,9 +415,18 @@ def test_commands_draw_from_captions_and_from_pictures(trained, tmp_path, capsys
     with Image.open(tmp_path / "grid.png") as image:
         assert image.text["prompt"] == "a small red ball" and image.text["sampler"] == "ddim"
     Image.fromarray(IMAGES[0]).save(tmp_path / "given.png")
-    given = ["--image", tmp_path / "given.png", "--strength", 0.5, "--sampler", "plms"]
+    given = ["--image", tmp_path / "given.png", "--strength", 0.5, "--sampler", "dpm"]
+    told = {}
+
+    def note(*args, **options):
+        told.update(options)
+        return fake_draw(*args, **options)
+
+    monkeypatch.setattr(sample, "draw", note)
     result = ldm(capsys, "img2img", *prompt, *given, *weights, "--out", tmp_path / "folder")
     assert result.returncode == 0, result.stderr
+    assert (told["strength"], told["solver"], told["steps"]) == (0.5, "dpm", 2)
+    assert_array_equal(told["images"], np.stack([IMAGES[0]] * 2))
     files = sorted((tmp_path / "folder").iterdir())
     assert [f.name for f in files] == ["0000.png", "0001.png"]
     assert Image.open(files[0]).size == (32, 32)
@@ -414,7 +438,7 @@ WRONG = {
     "steps over T": (["--prompt", "a red ball", "--steps", "1001"], ["1..1000", "1001"]),
     "no pictures": (["--prompt", "a red ball", "--num", "0"], ["num", "1..4096"]),
     "nan guidance": (["--prompt", "a red ball", "--guidance-scale", "nan"], ["finite"]),
-    "odd size": (["--prompt", "a red ball", "--size", "50"], ["multiple of 8", "50"]),
+    "odd size": (["--prompt", "a red ball", "--size", "50"], ["multiple of 16", "50"]),
     "no weights": (["--prompt", "a red ball", "--weights", "none.safetensors"], ["no weights at"]),
     "out of another kind": (["--prompt", "a red ball", "--out", "a.txt"], [".png", "a.txt"]),
 }
@@ -456,17 +480,63 @@ def test_options_that_do_not_go_together_are_refused(trained, tmp_path, capsys):
     assert_one_line(ldm(capsys, "train-autoencoder", *width), "multiple of 4")
 
 
-def test_the_study_writes_its_numbers(trained, tmp_path, capsys):
-    first = trained / "first" / "weights.safetensors"
-    given = ["--weights", trained / "latent" / "weights.safetensors", "--autoencoders", first]
-    result = ldm(
-        capsys, "study", *given, "--num", 8, "--scales", 1, "--steps", 2, "--out", tmp_path
-    )
+STUDY = {  # what each part must say, and how many rows
+    "guidance": ("shape_colour", 6),
+    "factors": ("ceiling", 6),
+    "vq": ("codes_used", 2),
+    "rescale": ("valid_interval", 4),
+    "speed": ("pictures_per_second", 8),
+    "upscale": ("sharpness", 4),
+}
+
+
+@pytest.mark.parametrize("part", STUDY)
+def test_the_study_writes_its_numbers(part, trained, tmp_path, capsys, monkeypatch):
+    """With weights of two steps in the place of everything that it would train."""
+    first, latent = (trained / name / "weights.safetensors" for name in ("first", "latent"))
+    asked = []
+
+    def stand_in(c, f, steps, preset="", **options):
+        asked.append((f, steps, preset, options))
+        return load(latent)
+
+    monkeypatch.setattr(study, "trained", stand_in)
+    monkeypatch.setattr(study, "first_stage", lambda c, f, kind="kl": first)
+    monkeypatch.setattr(study, "upscale", lambda config, params, small, **o: IMAGES.repeat(2, 0))
+    for module in (study, measure):
+        monkeypatch.setattr(module, "draw", fake_draw)
+    monkeypatch.setattr(data, "load", functools.cache(data.load))
+    result = ldm(capsys, "study", "--part", part, "--weights", latent, "--num", 8, "--out",
+                 tmp_path, "--factors", 1, 4)  # fmt: skip
     assert result.returncode == 0, result.stderr
-    rows = json.loads((tmp_path / "ldm_study.json").read_text())["rows"]
-    assert {k: len(v) for k, v in rows.items()} == {"a": 1, "b": 2, "d": 1, "e": 1}
-    assert rows["a"][0]["f"] == 4 and rows["a"][0]["n"] == 8
-    assert rows["e"][0]["pictures_per_second"] > 0
-    assert {"accuracy", "psnr", "fd", "codes_used"} <= set(rows["b"][1])
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "ldm_f.webp", "ldm_guidance.webp", "ldm_study.json"]  # fmt: skip
+    report = json.loads((tmp_path / f"ldm_{part}.json").read_text())
+    name, count = STUDY[part]
+    assert len(report["rows"]) == count and name in report["rows"][-1]
+    assert report["n"] == 8 and f"--part {part}" in report["command"] + " --part guidance"
+    assert all(row["digest"] and row["recipe"] for row in report["rows"])
+    assert (tmp_path / f"ldm_{part}.webp").exists()
+    if part == "factors":
+        assert [a[:2] for a in asked] == [(f, s) for f in (1, 4) for s in (300, 600, 1200)]
+
+
+def test_the_study_trains_what_it_misses_and_finds_it_again(tmp_path, monkeypatch):
+    c = study.StudyConfig(preset="tiny", runs=tmp_path, autoencoder_steps=8, seed=3)
+    begun = []
+
+    def note(given):
+        begun.append(given)
+        given.out.mkdir()
+        (given.out / "weights.safetensors").touch()
+
+    monkeypatch.setattr(train_autoencoder, "main", note)
+    monkeypatch.setattr(ldm_train, "main", note)
+    monkeypatch.setattr(study, "load", lambda path: path)
+    path = study.trained(c, 4, 5, latent_scale=1.0)
+    assert study.trained(c, 4, 5, latent_scale=1.0) == path and len(begun) == 2
+    stage, latent = begun
+    assert (stage.preset, stage.steps, stage.disc_start, stage.seed) == ("tiny", 8, 6, 3)
+    assert latent.autoencoder == stage.out / "weights.safetensors" and latent.latent_scale == 1
+    study.trained(c, 1, 5)
+    assert begun[-1].autoencoder is None and len(begun) == 3
+    study.first_stage(c, 4, "vq")
+    assert begun[-1].preset == "tiny_vq"
