@@ -364,4 +364,48 @@ WRONG = {
             """,  # an array
         ],
     },
+    "08_glide": {
+        "guided": [
+            """
+            eps = denoise(x, t, cond).eps
+            eps_null = denoise(x, t, null_cond).eps
+            return Prediction(eps_null + s * (eps - eps_null), denoise(x, t, cond).v)
+            """,  # three calls
+            """
+            both = jax.tree.map(lambda c, n: jnp.concatenate([c, n]), cond, null_cond)
+            out = denoise(jnp.concatenate([x, x]), jnp.concatenate([t, t]), both)
+            eps, eps_null = jnp.split(out.eps, 2)
+            return Prediction(eps_null + s * (eps - eps_null), jnp.split(out.v, 2)[1])
+            """,  # the null caption's variance
+            """
+            both = jax.tree.map(lambda c, n: jnp.concatenate([n, c]), cond, null_cond)
+            out = denoise(jnp.concatenate([x, x]), jnp.concatenate([t, t]), both)
+            eps, eps_null = jnp.split(out.eps, 2)
+            return Prediction(eps_null + s * (eps - eps_null), jnp.split(out.v, 2)[1])
+            """,  # away from the caption
+            """
+            both = jax.tree.map(lambda c, n: jnp.concatenate([c, n]), cond, null_cond)
+            out = denoise(jnp.concatenate([x, x]), jnp.concatenate([t, t]), both)
+            eps, eps_null = jnp.split(out.eps, 2)
+            return Prediction(eps + s * (eps - eps_null), jnp.split(out.v, 2)[0])
+            """,  # Ho and Salimans' w taken for s
+            """
+            both = jax.tree.map(lambda c, n: jnp.concatenate([c, n]), cond, null_cond)
+            out = denoise(jnp.concatenate([x, x]), jnp.concatenate([t, t]), both)
+            eps, eps_null = jnp.split(out.eps, 2)
+            return Prediction(jnp.concatenate([eps_null + s * (eps - eps_null)] * 2), out.v)
+            """,  # twice as many rows
+        ],
+        "price": [
+            "return float((error_of(true) - error_of(changed)).mean())",  # a gain
+            "return error_of(changed) - error_of(true)",  # no mean
+            "return float((error_of(changed) / error_of(true)).mean())",  # a ratio
+            "return float((error_of(changed) - error_of(true)).sum())",
+        ],
+        "paste": [
+            "return jnp.where(keep_mask == 1, x0, known)",  # the other way round
+            "return x0 + known * keep_mask",  # both
+            "return known * keep_mask",  # nothing drawn
+        ],
+    },
 }

@@ -22,7 +22,11 @@ SHORT = {  # what is added so that a command takes seconds
 
 
 def commands():
-    """The lines of ```sh blocks and of inline `python -m ...`, comments cut off."""
+    """The lines of ```sh blocks and of inline `python -m ...`, comments cut off.
+
+    Commands that need weights which are not shipped yet stand in *italics* or plain blocks; the
+    tests of their packages run them on untrained weights.
+    """
     for readme in READMES:
         text = readme.read_text()
         lines = re.findall(r"`((?:python -m|make) [^`]+)`", text)
