@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from common import command, data, devices, metrics, plot
-from common.scenes.captions import caption
+from common.scenes.captions import EXAMPLES, caption
 from glide.model import load
-from glide.sample import EXAMPLES, SHIPPED, draw
+from glide.sample import SHIPPED, draw
 
 SCALES = (0.0, 1.0, 3.0)
 

@@ -22,16 +22,6 @@ from glide.model import GlideConfig, denoiser, encode_text, load, make_schedule,
 from glide.upsampler import upsample
 
 CHUNK = 64  # pictures drawn in one call
-EXAMPLES = (
-    "a small red ball above a large blue cube",
-    "a photo of a large yellow star",
-    "a green heart on a white background",
-    "a drawing of a pink cone",
-    "a large cyan ring left of a small orange ball",
-    "a mosaic of a purple cube",
-    "a blue ball at night",
-    "a small yellow heart below a large red cone",
-)
 WEIGHTS = Path(__file__).parent / "weights"
 SHIPPED, UPSAMPLER = WEIGHTS / "small.safetensors", WEIGHTS / "upsampler.safetensors"
 JUDGE = WEIGHTS / "clip.safetensors"

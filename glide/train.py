@@ -12,7 +12,7 @@ import optax
 
 from common import data, plot, run, train
 from common.process import to_float, to_uint8, velocity
-from common.scenes.captions import caption
+from common.scenes.captions import EXAMPLES, caption
 from glide.inpaint import inpaint, known, random_keep_mask
 from glide.model import (
     PRESETS,
@@ -25,7 +25,7 @@ from glide.model import (
     predict,
     tokenizer,
 )
-from glide.sample import EXAMPLES, draw
+from glide.sample import draw
 from glide.upsampler import upsample
 
 PHRASINGS = 4  # captions kept of each picture
@@ -39,7 +39,7 @@ class TrainConfig(run.RunConfig):
     steps: int = 12_000
     preset: Literal[tuple(PRESETS)] = "small"  # which model
     base: Path | None = None  # weights to begin with; what they lack starts as without them
-    text_lr: float = 1e-4  # of the text transformer; faster, it forgets the words (see optimiser)
+    text_lr: float = 1e-4  # of the text transformer (run.adam_with_text says why)
     drop: float = 0.1  # probability that a caption is dropped (what guidance needs)
     rho: float = 0.05  # caption noise: probability that a named shape or colour is wrong
     late: float = 1.0  # times are drawn in proportion to t^late; 0 is uniform, as in the paper
@@ -98,20 +98,8 @@ def load_captioned(config: GlideConfig, c: TrainConfig) -> dict[str, np.ndarray]
 
 
 def optimiser(c: TrainConfig) -> optax.GradientTransformation:
-    """Adam, the text transformer at a rate of its own.
-
-    At the U-Net's 1e-3 the words are noise to a network that cannot use them yet, and within a few
-    hundred steps the transformer learns to give the same output for all of them: after 400 steps
-    "a red ball" and "a blue ball" differed by 0.007 in the pooled vector, from 1.1 at the start,
-    and by 0.1 at 1e-4. (GLIDE trains everything at 1e-4, for millions of steps.)
-    """
-
-    def slow_text(updates, params=None):
-        slow = jax.tree.map(lambda u: c.text_lr / c.lr * u, updates["text"])
-        return {**updates, "text": {**slow, "pooled": updates["text"]["pooled"]}}
-
-    # Adam scales gradients away, so scaling what comes out of it sets the rate.
-    return optax.chain(run.adam(c), optax.stateless(slow_text))
+    """Adam, the text transformer at text_lr."""
+    return run.adam_with_text(c, c.text_lr)
 
 
 def preview(config: GlideConfig, params: dict, batches: dict[str, np.ndarray]) -> np.ndarray:

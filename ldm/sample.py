@@ -28,16 +28,6 @@ from ldm.model import (
 )
 
 CHUNK = 64  # pictures drawn in one call
-EXAMPLES = (
-    "a small red ball above a large blue cube",
-    "a photo of a large yellow star",
-    "a green heart on a white background",
-    "a drawing of a pink cone",
-    "a large cyan ring left of a small orange ball",
-    "a mosaic of a purple cube",
-    "a blue ball at night",
-    "a small yellow heart below a large red cone",
-)
 SHIPPED = Path(__file__).parent / "weights" / "small.safetensors"
 SOLVERS = {"ddim": sampler.sample, "plms": sampler.plms, "dpm": sampler.dpm_solver}
 

@@ -13,7 +13,7 @@ import optax
 
 from common import data, devices, plot, run, train
 from common.process import to_float, velocity
-from common.scenes.captions import caption
+from common.scenes.captions import EXAMPLES, caption
 from ldm import autoencoder
 from ldm.inpaint import inpaint, masked, random_edit_mask
 from ldm.model import (
@@ -28,7 +28,7 @@ from ldm.model import (
     with_first_stage,
 )
 from ldm.presets import MODELS
-from ldm.sample import EXAMPLES, draw
+from ldm.sample import draw
 from ldm.upscale import shrink, upscale
 
 PHRASINGS = 4  # captions kept of each picture
@@ -44,7 +44,7 @@ class TrainConfig(run.RunConfig):
     preset: Literal[tuple(MODELS)] = "small"  # which model
     autoencoder: Path | None = Path("runs/autoencoder/weights.safetensors")  # None: on pixels
     latent_scale: float | None = None  # measured, unless given (1 for none)
-    text_lr: float = 1e-4  # of the text transformer; at lr it forgets the words (see optimiser)
+    text_lr: float = 1e-4  # of the text transformer (run.adam_with_text says why)
     drop: float = 0.1  # probability that a condition is dropped (what guidance needs)
     rho: float = 0.05  # caption noise: probability that a named shape or colour is wrong
     late: float = 1.0  # times are drawn in proportion to t^late; 0 is uniform, as in the paper
@@ -157,24 +157,11 @@ def load_data(config: LdmConfig, c: TrainConfig) -> tuple[np.ndarray, dict[str, 
 
 
 def optimiser(c: TrainConfig) -> optax.GradientTransformation:
-    """Adam, the text transformer at a rate of its own.
+    """Adam, the text transformer at text_lr.
 
-    At the U-Net's rate the words are noise to a network that cannot use them yet, and the
-    transformer learns to say the same of all of them (glide/train.py has the numbers). What maps it
-    into the time embedding starts at zero and learns at the full rate.
     Paper: AdamW, with one rate and a weight decay of 0.01.
     """
-
-    def slow_text(updates, params=None):
-        if "text" not in updates:
-            return updates
-        text = jax.tree.map(lambda u: c.text_lr / c.lr * u, updates["text"])
-        if "pooled" in text:
-            text["pooled"] = updates["text"]["pooled"]
-        return {**updates, "text": text}
-
-    # Adam scales gradients away, so scaling what comes out of it sets the rate.
-    return optax.chain(run.adam(c), optax.stateless(slow_text))
+    return run.adam_with_text(c, c.text_lr)
 
 
 def preview(config: LdmConfig, params: dict, images: np.ndarray) -> np.ndarray:

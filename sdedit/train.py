@@ -7,7 +7,6 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from common import data, plot, run, train
 from common.process import to_float, velocity
@@ -25,7 +24,7 @@ class TrainConfig(run.RunConfig):
 
     out: Path = Path("runs/sdedit")  # checkpoints, samples, metrics.jsonl, weights.safetensors
     preset: Literal[tuple(PRESETS)] = "small"  # which model
-    text_lr: float = 1e-4  # of the text transformer; at lr it forgets the words (glide/train.py)
+    text_lr: float = 1e-4  # of the text transformer (run.adam_with_text says why)
     drop: float = 0.5  # probability that a caption is dropped: without one it is unconditional
     rho: float = 0.05  # caption noise: probability that a named shape or colour is wrong
     examples: int = 24_000  # pictures used, of the 24,000 there are
@@ -53,17 +52,6 @@ def make_loss(config: SdeditConfig, drop: float) -> train.LossFn:
     return loss_fn
 
 
-def optimiser(c: TrainConfig) -> optax.GradientTransformation:
-    """Adam, the text transformer at a rate of its own (its way into the time embedding is not)."""
-
-    def slow_text(updates, params=None):
-        text = updates.get("text", {})
-        slow = jax.tree.map(lambda u: c.text_lr / c.lr * u, text)
-        return {**updates, "text": {**slow, "pooled": text["pooled"]}} if text else updates
-
-    return optax.chain(run.adam(c), optax.stateless(slow_text))
-
-
 def main(c: TrainConfig) -> None:
     """Train from scratch, or go on where `out` stopped; the run is the same either way."""
     run.start(c)
@@ -82,4 +70,4 @@ def main(c: TrainConfig) -> None:
 
     run.run(c, model="sdedit", config=config, init=lambda key: init_params(config, key),
             loss_fn=make_loss(config, c.drop), batches={"image": images, "tokens": tokens},
-            tx=optimiser(c), sample=sample)  # fmt: skip
+            tx=run.adam_with_text(c, c.text_lr), sample=sample)  # fmt: skip

@@ -14,8 +14,8 @@ import optax
 
 from common import plot, run, train
 from common.process import to_float
+from common.scenes.captions import EXAMPLES
 from glide.model import tokenizer
-from glide.sample import EXAMPLES
 from glide.train import TrainConfig as GlideTrainConfig
 from glide.train import denoising_loss, load_captioned, optimiser
 from unclip import ar_prior, diffusion_prior, model

@@ -13,6 +13,16 @@ import numpy as np
 from common.scenes.scene import COLOURS, SHAPES, Scene
 
 MAX_WORDS = 23  # no caption is longer
+EXAMPLES = (  # what previews and the main job draw
+    "a small red ball above a large blue cube",
+    "a photo of a large yellow star",
+    "a green heart on a white background",
+    "a drawing of a pink cone",
+    "a large cyan ring left of a small orange ball",
+    "a mosaic of a purple cube",
+    "a blue ball at night",
+    "a small yellow heart below a large red cone",
+)
 
 SIZE_WORDS = {"small": ("small", "little"), "large": ("large", "big")}
 PLACE_PHRASES = {
