@@ -38,6 +38,7 @@ class ClipConfig:
     width: int = 768  # of the image tower
     layers: int = 12
     heads: int = 12
+    stem: tuple[int, ...] = ()  # channels of 3x3 convolutions in front; each halves the picture
     dim: int = 512  # of the embeddings
     T: int = 0  # > 0: a noised CLIP for the times 1..T of a schedule
     text: TextConfig = field(
@@ -69,8 +70,11 @@ class ImageTower(nn.Module):
             raise ValueError("this CLIP reads clean pictures only: train one with --noised")
         mean, std = (jnp.array(a).reshape(1, 1, 1, 3) for a in (MEAN, STD))
         x = ((x + 1) / 2 - mean) / std
+        for features in c.stem:
+            x = nn.gelu(nn.Conv(features, (3, 3), 2, dtype=c.dtype)(x))
         # The official strided convolution is this product: its kernel (p, p, 3, D) as (p p 3, D).
-        patches = space_to_depth(x, c.patch).reshape(B, -1, 3 * c.patch**2)
+        patch = c.patch >> len(c.stem)
+        patches = space_to_depth(x, patch).reshape(B, -1, x.shape[-1] * patch**2)
         h = dense(c.width, c.dtype, bias=False, name="patch")(patches)
         random = normal(c.width**-0.5)
         if c.T:
@@ -137,14 +141,18 @@ class Clip(nn.Module):
 _words = TextConfig(vocabulary=len(VOCABULARY) + 1, length=24, width=128, layers=2, heads=4)
 
 PAPER = ClipConfig()
-SMALL = ClipConfig(size=32, patch=4, width=128, layers=4, heads=4, dim=128, text=_words, end=PAD)
+# Paper: convolutions in front ("Early convolutions", Xiao et al. 2021), because patches alone tell
+# shapes apart only after many more pictures than a CPU has time for.
+SMALL = ClipConfig(size=32, patch=4, width=128, layers=4, heads=4, stem=(64, 128), dim=128,
+                   text=_words, end=PAD)  # fmt: skip
 TINY = ClipConfig(
-    size=32, patch=8, width=32, layers=1, heads=2, dim=16, end=PAD,
+    size=32, patch=8, width=32, layers=1, heads=2, stem=(8,), dim=16, end=PAD,
     text=TextConfig(vocabulary=len(VOCABULARY) + 1, length=24, width=32, layers=1, heads=2),
 )  # fmt: skip
 PRESETS = {"tiny": TINY, "small": SMALL, "paper": PAPER}
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def init_params(config: ClipConfig, key: jax.Array) -> dict:
     x = jnp.zeros((1, config.size, config.size, 3))
     tokens = jnp.full((1, config.text.length), config.end)
