@@ -53,6 +53,7 @@ class ClassesConfig:
 PRESETS = {"tiny": ClassesConfig(unet=_adm(TINY.unet)), "small": ClassesConfig()}
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def init_params(config: ClassesConfig, key: jax.Array) -> dict:
     x, one = jnp.zeros((1, config.size, config.size, config.channels)), jnp.ones(1, jnp.int32)
     return UNet(config.unet).init(key, x, one, label=one)["params"]

@@ -3,6 +3,7 @@
 python -m glide train-classifier
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,6 +37,7 @@ class ClassifierConfig:
 PRESETS = {"tiny": ClassifierConfig(unet=_encoder(TINY.unet)), "small": ClassifierConfig()}
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def init_params(config: ClassifierConfig, key: jax.Array) -> dict:
     x = jnp.zeros((1, config.size, config.size, 3))
     return Encoder(config.unet).init(key, x, jnp.ones(1, jnp.int32))["params"]

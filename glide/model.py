@@ -5,6 +5,7 @@ front of the keys and values of every attention layer. Nichol et al. 2021, secti
 upsampler enlarges and what inpainting keeps are further channels beside x.
 """
 
+import functools
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -119,7 +120,7 @@ SMALL = GlideConfig(
 
 TINY = replace(
     SMALL,
-    unet=replace(SMALL.unet, width=24, multipliers=(1, 1), blocks=1),
+    unet=replace(SMALL.unet, width=24, multipliers=(1,), blocks=1, attention=(1,)),
     text=replace(_words, width=32, layers=1),
 )
 
@@ -155,6 +156,7 @@ def tokenizer(config: GlideConfig) -> WordTokenizer:
     return WordTokenizer(VOCABULARY, config.text.length)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def init_params(config: GlideConfig, key: jax.Array) -> dict:
     x = jnp.zeros((1, config.size, config.size, config.channels))
     cond = {"tokens": jnp.zeros((1, config.text.length), jnp.int32)}

@@ -223,6 +223,7 @@ def straight_through(z: jax.Array, codes: jax.Array) -> jax.Array:
 IDENTITY = AutoencoderConfig(kind="identity", channels=3, multipliers=(1,))
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def init_params(config: AutoencoderConfig, key: jax.Array) -> dict:
     if config.kind == "identity":
         return {}

@@ -6,6 +6,7 @@ Text and class enter by cross-attention; a masked or a small picture as channels
 Rombach et al. 2022, sections 3.2 and 3.3.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -127,6 +128,7 @@ def latent_shape(config: LdmConfig, size: int | None = None) -> tuple[int, int, 
     return size // c.factor, size // c.factor, c.channels
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def init_params(config: LdmConfig, key: jax.Array) -> dict:
     """Of the network alone; the first stage's are put beside them, as "first_stage"."""
     h, w, C = latent_shape(config)

@@ -96,7 +96,8 @@ TINY = replace(
     SMALL,
     size=32,
     first_stage=TINY_KL,
-    unet=replace(SMALL.unet, width=16, multipliers=(1, 1), blocks=1, head_dim=8, groups=4),
+    unet=replace(SMALL.unet, width=16, multipliers=(1,), blocks=1, attention=(1,), head_dim=8,
+                 groups=4),
     text=replace(SMALL.text, width=32, layers=1),
     class_width=32,
 )

@@ -9,6 +9,7 @@ Named "GAN-32" in every table: it is neither paper's network.
     python -m sdedit train-gan
 """
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -132,6 +133,7 @@ class Discriminator(nn.Module):
         return nn.Dense(1)(leaky(nn.Dense(c.width)(h)))[:, 0]
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def init_params(config: GanConfig, key: jax.Array) -> dict:
     """{"generator", "discriminator", "p": probability of augmentation}."""
     g_key, d_key = jax.random.split(key)

@@ -67,6 +67,7 @@ class EncoderTrainConfig(run.RunConfig):
     examples: int = 24_000  # pictures used, of the 24,000 there are
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def init_params(config: GanConfig, key: jax.Array) -> dict:
     return Encoder(config).init(key, jnp.zeros((1, config.size, config.size, 3)))["params"]
 

@@ -4,6 +4,7 @@ SDEdit itself needs no network of its own: `sde.edit` takes any denoiser. This i
 line runs, since it may not know the other papers' models.
 """
 
+import functools
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ SMALL = SdeditConfig(
 
 TINY = replace(
     SMALL,
-    unet=replace(SMALL.unet, width=24, multipliers=(1, 1), blocks=1),
+    unet=replace(SMALL.unet, width=24, multipliers=(1,), blocks=1, attention=(1,)),
     text=replace(SMALL.text, width=32, layers=1),
 )
 
@@ -100,6 +101,7 @@ def tokenize(config: SdeditConfig, prompts: list[str]) -> np.ndarray:
     return WordTokenizer(VOCABULARY, length).encode([canonical(p) for p in prompts])
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def init_params(config: SdeditConfig, key: jax.Array) -> dict:
     x = jnp.zeros((1, config.size, config.size, 3))
     cond = {"tokens": jnp.zeros((1, config.text.length), jnp.int32)} if config.text else {}

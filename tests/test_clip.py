@@ -14,8 +14,6 @@ from common import clip, devices, train
 from common.clip import PAPER, SMALL, Clip, ClipConfig
 from common.text import TextConfig
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 MINI = ClipConfig(
     size=8, patch=4, width=8, layers=2, heads=2, dim=6, end=0,
     text=TextConfig(vocabulary=9, length=5, width=12, layers=2, heads=3),

@@ -38,7 +38,7 @@ def test_jit_pmap_and_sharded_jit_agree_over_8_devices():
         assert row["devices"] == 8
         # The loss, a mean in another order, to rounding; the parameters as the claim has it.
         assert row["loss"] < 1e-5 and row["params"] < 1e-6, row
-        assert row["moved"] > 0.1
+        assert row["moved"] > 1e-3
 
 
 def test_the_device_count_does_not_change_the_samples_of_a_seed():

@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import made, program
 from numpy.testing import assert_array_equal
 from PIL import Image
 
-from common import checkpoint, command, metrics
+from common import checkpoint, metrics
 from glide.__main__ import COMMANDS
 from glide.model import (
     PAPER,
@@ -50,11 +51,7 @@ def glide(*args, check=True, start=False):
 
 
 def in_process(capsys, *args):
-    """As `glide`, without a process: the exit code and what was printed."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        command.run("glide", COMMANDS, [str(a) for a in args])
-    return subprocess.CompletedProcess(args, stop.value.code, *capsys.readouterr())
+    return program(capsys, "glide", COMMANDS, *args)
 
 
 def assert_one_line(result, *words):
@@ -67,12 +64,7 @@ def assert_one_line(result, *words):
 
 @pytest.fixture(scope="module")
 def params():
-    """TINY parameters away from zero, so that every path carries something."""
-    fresh = init_params(TINY, jax.random.key(0))
-    leaves, tree = jax.tree.flatten(fresh)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    noisy = [p + 0.05 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, noisy)
+    return made(lambda key: init_params(TINY, key))
 
 
 @pytest.fixture(scope="module")
@@ -94,15 +86,15 @@ def test_the_paper_preset_has_the_released_models_parameters():
 def test_text_reaches_the_picture_by_both_ways(params):
     tokens = tokenizer(TINY).encode(["a red ball", "a blue ball"])
     cond = encode_text(TINY, params, tokens)
-    denoise = denoiser(TINY, params)
     x = jax.random.normal(jax.random.key(2), (1, 32, 32, 3))
-    eps = lambda **c: denoise(x, jnp.array([300]), c).eps  # noqa: E731
+    denoise = jax.jit(lambda c: denoiser(TINY, params)(x, jnp.array([300]), c).eps)
+    eps = lambda **c: denoise(c)  # noqa: E731
     red, blue = (jax.tree.map(lambda a, i=i: a[i : i + 1], cond) for i in (0, 1))
     base = eps(**red)
     assert np.abs(base - eps(**{**red, "context": blue["context"]})).max() > 1e-5
     assert np.abs(base - eps(**{**red, "vector": blue["vector"]})).max() > 1e-5
-    output = Glide(TINY).apply({"params": params}, x, jnp.array([300]), {"tokens": tokens[:1]})
-    assert output.shape == (1, 32, 32, 6)
+    apply = lambda p: Glide(TINY).apply({"params": p}, x, jnp.array([300]), {"tokens": tokens[:1]})  # noqa: E731
+    assert jax.eval_shape(apply, params).shape == (1, 32, 32, 6)
 
 
 def test_captions_are_dropped_to_the_null_caption_that_sampling_uses(params):
@@ -179,8 +171,7 @@ def test_training_killed_at_any_moment_resumes_to_the_last_bit(uninterrupted, tm
     glide(*TRAIN, "--out", tmp_path)
     assert metrics.read_text() == (uninterrupted / "metrics.jsonl").read_text()
     ours, theirs = (
-        checkpoint.load_weights(out / "weights.safetensors")[0]
-        for out in (tmp_path, uninterrupted)
+        checkpoint.load_weights(out / "weights.safetensors")[0] for out in (tmp_path, uninterrupted)
     )
     jax.tree.map(assert_array_equal, ours, theirs)
 

@@ -25,8 +25,6 @@ from glide import model, search
 from glide.clip import ClipTrainConfig
 from glide.clip_guidance import clip_log_prob, rerank, unnoised_log_prob, with_text
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 CLEAN = replace(TINY, size=8, patch=4, width=16)
 NOISED = replace(CLEAN, T=1000)
 SCHEDULE = cosine(1000)

@@ -1,11 +1,13 @@
 """GLIDE's other models: inpainting, upsampler, class labels, classifier."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import made
 from numpy.testing import assert_allclose, assert_array_equal
 
 from common import checkpoint, run, train
@@ -22,17 +24,9 @@ TOKENS = jnp.array([[5, 6, 7] + [0] * 21, [8] + [0] * 23])
 ORANGE = np.full((2, 32, 32, 3), [250, 130, 10], np.uint8)
 
 
-def away_from_zero(params, seed=1):
-    """Parameters whose last layers, zero at the start, carry something too."""
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    noisy = [p + 0.05 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, noisy)
-
-
 @pytest.fixture(scope="module")
 def params():
-    return away_from_zero(init_params(TINY, jax.random.key(0)))
+    return made(lambda key: init_params(TINY, key))
 
 
 def pictures(seed, *shape):
@@ -45,18 +39,25 @@ def pictures(seed, *shape):
 @pytest.mark.parametrize("patch", [1, 2])
 def test_a_model_made_for_inpainting_starts_as_the_one_it_came_from(patch):
     base = replace(TINY, unet=replace(TINY.unet, patch=patch, blocks=1, multipliers=(1, 1)))
-    old = away_from_zero(init_params(base, jax.random.key(0)))
+    old = made(lambda key: init_params(base, key))
     config, new = for_inpainting(base, old)
     assert config == replace(base, inputs=("known",))
     shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, shapes)
     x, t = pictures(0, 2, 16, 16, 3), jnp.array([3, 700])
     beside = {"tokens": TOKENS, "known": pictures(2, 2, 16, 16, 4)}
-    out = Glide(config).apply({"params": new}, x, t, beside)
-    assert_allclose(out, Glide(base).apply({"params": old}, x, t, {"tokens": TOKENS}), atol=1e-5)
+    apply = jax.jit(lambda p: Glide(base).apply({"params": p}, x, t, {"tokens": TOKENS}))
+
+    @jax.jit
+    @partial(jax.grad, has_aux=True)
+    def total(p):
+        out = Glide(config).apply({"params": p}, x, t, beside)
+        return jnp.square(out).sum(), out
+
+    slopes, out = total(new)
+    assert_allclose(out, apply(old), atol=1e-5)
     # Its new weights learn: the gradient by them is not zero.
-    total = lambda p: jnp.square(Glide(config).apply({"params": p}, x, t, beside)).sum()  # noqa: E731
-    kernel = jax.grad(total)(new)["unet"]["conv_in"]["kernel"].reshape(3, 3, patch**2, 7, -1)
+    kernel = slopes["unet"]["conv_in"]["kernel"].reshape(3, 3, patch**2, 7, -1)
     assert np.all(np.abs(np.asarray(kernel)).max((0, 1, 2, 4)) > 0)
 
 
@@ -96,7 +97,7 @@ def test_the_upsampler_takes_glides_27_times():
 
 
 def test_the_upsampler_sees_the_small_picture_and_the_caption():
-    weights = away_from_zero(init_params(UPSAMPLER, jax.random.key(0)))
+    weights = made(lambda key: init_params(UPSAMPLER, key))
     x, t = pictures(0, 2, 64, 64, 3), jnp.array([3, 700])
     apply = jax.jit(lambda cond: Glide(UPSAMPLER).apply({"params": weights}, x, t, cond))
     cond = {"tokens": TOKENS, "low_res": pictures(1, 2, 32, 32, 3)}
@@ -148,7 +149,7 @@ def test_a_dropped_label_is_the_unconditional_model():
         "image": rng.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8),
         "label": np.array([0, 1, 2, 3], np.int32),
     }
-    weights = away_from_zero(classes.init_params(config, jax.random.key(0)))
+    weights = made(lambda key: classes.init_params(config, key))
     losses, given = [], batch["label"]
     for drop, label in (
         (1.0, given),
@@ -163,7 +164,7 @@ def test_a_dropped_label_is_the_unconditional_model():
 
 def test_guidance_0_ignores_the_label_and_every_way_of_sampling_draws():
     config = classes.PRESETS["tiny"]
-    weights = away_from_zero(classes.init_params(config, jax.random.key(0)))
+    weights = made(lambda key: classes.init_params(config, key))
     first = classes.draw(config, weights, [0, 9], guidance_scale=0.0, steps=2)
     assert_array_equal(first, classes.draw(config, weights, [5, 7], guidance_scale=0.0, steps=2))
     assert (first != classes.draw(config, weights, [5, 7], guidance_scale=3.0, steps=2)).any()
@@ -176,27 +177,30 @@ def test_guidance_0_ignores_the_label_and_every_way_of_sampling_draws():
 
 def test_the_classifier_is_a_distribution_that_depends_on_the_time_and_guides():
     config = classifier.PRESETS["tiny"]
-    weights = away_from_zero(classifier.init_params(config, jax.random.key(0)))
+    weights = made(lambda key: classifier.init_params(config, key))
     x, t = pictures(0, 2, 32, 32, 3), jnp.array([3, 700])
     log_prob = classifier.log_prob(config, weights)
     every = jax.jit(jax.vmap(lambda y: log_prob(x, t, {"label": jnp.stack([y, y])})))
     logs = every(jnp.arange(48))
     assert_allclose(jnp.exp(logs).sum(0), 1, rtol=1e-5)
-    later = log_prob(x, t + 200, {"label": jnp.array([0, 0])})
+    one = jax.jit(log_prob)
+    later = one(x, t + 200, {"label": jnp.array([0, 0])})
     assert np.abs(later - logs[0]).max() > 1e-4
 
     s, cond = make_schedule(TINY), {"label": jnp.array([1, 2])}
     guided = gradient_guidance(lambda x, t, c: Prediction(0 * x), log_prob, s, 10.0)
-    downhill = x - guided(x, t, cond).eps * 0.05 / s.at(t, 4)[1]
-    assert np.all(log_prob(downhill, t, cond) > log_prob(x, t, cond))
+    downhill = x - jax.jit(guided)(x, t, cond).eps * 0.05 / s.at(t, 4)[1]
+    assert np.all(one(downhill, t, cond) > one(x, t, cond))
 
 
 def test_accuracies_per_quarter_of_t_add_up_to_the_accuracy():
     config = classifier.PRESETS["tiny"]
-    weights = classifier.init_params(config, jax.random.key(0))
+    weights = made(lambda key: classifier.init_params(config, key))
+    out = weights["AttentionPool_0"]["out"]
+    out["kernel"] = 0 * out["kernel"]
     one = np.zeros(48)
     one[7] = 9.0  # a classifier that always says 7
-    weights["AttentionPool_0"]["out"]["bias"] = jnp.asarray(one, jnp.float32)
+    out["bias"] = jnp.asarray(one, jnp.float32)
     batch = {"image": ORANGE.repeat(8, 0), "label": np.array([7, 0] * 8, np.int32)}
     keys = train.example_keys(jax.random.key(0), 0, 16)
     _, metrics = jax.jit(classifier.make_loss(config))(weights, batch, keys)

@@ -24,8 +24,6 @@ from glide import (
 )
 from glide.study import StudyConfig
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def test_the_tilted_law_is_the_closed_form_of_guidance_on_noisy_captions():
     # Numbers of the reference page: 8 values, wrong with probability 0.2 and 0.5.

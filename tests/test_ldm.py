@@ -2,13 +2,13 @@
 
 import functools
 import json
-import subprocess
 from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import made, program
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 
@@ -44,8 +44,6 @@ from ldm.train import (
 )
 from ldm.upscale import shrink, upscale
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 TINY = MODELS["tiny"]
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 4, 4, 3)).astype(np.uint8)
 IMAGES = IMAGES.repeat(8, 1).repeat(8, 2)
@@ -55,19 +53,6 @@ PUBLISHED = {
     "paper_faces": {"unet": 274_056_163},  # celeba, ffhq, beds
     "paper_inpaint": {"unet": 387_245_827},  # inpainting_big
 }
-
-
-def made(init, seed=1):
-    """Parameters of the shapes that init gives, from numpy: drawing them by jax takes longer."""
-    rng = np.random.default_rng(seed)
-
-    def leaf(path, p):
-        if path[-1].key == "scale":
-            return np.ones(p.shape, np.float32)
-        wide = np.sqrt(np.prod(p.shape[:-1])) if path[-1].key == "kernel" else 10
-        return np.float32(rng.normal(size=p.shape) / wide)
-
-    return jax.tree_util.tree_map_with_path(leaf, jax.eval_shape(init, jax.random.key(0)))
 
 
 @functools.cache
@@ -345,14 +330,7 @@ def test_training_gives_the_model_what_it_asks_for(name):
 
 
 def ldm(capsys, *args):
-    """python -m ldm ..., in this process: the exit code and what was printed."""
-    capsys.readouterr()
-    code = 0
-    try:
-        command.run("ldm", COMMANDS, [str(a) for a in args])
-    except SystemExit as stop:
-        code = stop.code
-    return subprocess.CompletedProcess(args, code, *capsys.readouterr())
+    return program(capsys, "ldm", COMMANDS, *args)
 
 
 def assert_one_line(result, *words):

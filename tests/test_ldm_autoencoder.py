@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import made
 from numpy.testing import assert_allclose, assert_array_equal
 
 from common import checkpoint
@@ -32,21 +33,6 @@ PUBLISHED = {  # parameters of the released models, without their losses
     "paper_vq_f4": 55_322_782,
     "paper_vq_f8": 67_717_295,
 }
-
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
-
-def made(init, seed=1):
-    """Parameters of the shapes that init gives, from numpy: drawing them by jax takes longer."""
-    rng = np.random.default_rng(seed)
-
-    def leaf(path, p):
-        if path[-1].key == "scale":
-            return np.ones(p.shape, np.float32)
-        wide = np.sqrt(np.prod(p.shape[:-1])) if path[-1].key == "kernel" else 10
-        return np.float32(rng.normal(size=p.shape) / wide)
-
-    return jax.tree_util.tree_map_with_path(leaf, jax.eval_shape(init, jax.random.key(0)))
 
 
 def apply(config, params, x, method=None):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import made
 from numpy.testing import assert_allclose, assert_array_equal
 
 from common import train
@@ -14,25 +15,10 @@ from ldm.autoencoder import Autoencoder
 from ldm.presets import FIRST_STAGES
 from ldm.train_autoencoder import STEP, AutoencoderTrainConfig, init, make_loss, optimiser
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 TRAIN = AutoencoderTrainConfig(steps=30, lr=2e-3, warmup=5, disc_start=15, disc_width=4)
 TRAIN = replace(TRAIN, disc_layers=1)
 rng = np.random.default_rng(0)
 IMAGES = rng.integers(0, 256, (4, 4, 4, 3)).repeat(8, 1).repeat(8, 2).astype(np.uint8)
-
-
-def made(init, seed=1):
-    """Parameters of the shapes that init gives, from numpy: drawing them by jax takes longer."""
-    rng = np.random.default_rng(seed)
-
-    def leaf(path, p):
-        if path[-1].key == "scale":
-            return np.ones(p.shape, np.float32)
-        wide = np.sqrt(np.prod(p.shape[:-1])) if path[-1].key == "kernel" else 10
-        return np.float32(rng.normal(size=p.shape) / wide)
-
-    return jax.tree_util.tree_map_with_path(leaf, jax.eval_shape(init, jax.random.key(0)))
 
 
 def keys(n=4, step=0):

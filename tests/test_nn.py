@@ -8,7 +8,6 @@ from scipy.special import erf, expit, softmax
 
 from common import nn
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 RNG = np.random.default_rng
 
 

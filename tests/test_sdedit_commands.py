@@ -1,23 +1,21 @@
 """SDEdit as a program: its model, its commands on an untrained network, and wrong input."""
 
 import json
-import subprocess
 from dataclasses import asdict, replace
 
 import jax
 import numpy as np
 import pytest
+from helpers import program
 from numpy.testing import assert_array_equal
 from PIL import Image
 
-from common import checkpoint, command
+from common import checkpoint
 from sdedit.__main__ import COMMANDS
 from sdedit.guides import strokes
 from sdedit.model import PAPER, SMALL, TINY, init_params, load, tokenize
 from sdedit.sample import draw
 from sdedit.study import realism_and_distance
-
-pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 @pytest.fixture(scope="module")
@@ -43,15 +41,8 @@ def room(tmp_path_factory):
     return path
 
 
-def sdedit(capsys, name, *args):
-    """python -m sdedit ..., in this process: exit code and what was printed."""
-    capsys.readouterr()
-    code = 0
-    try:
-        command.run("sdedit", COMMANDS, [name, *map(str, args)])
-    except SystemExit as stop:
-        code = stop.code
-    return subprocess.CompletedProcess(args, code, *capsys.readouterr())
+def sdedit(capsys, *args):
+    return program(capsys, "sdedit", COMMANDS, *args)
 
 
 def options(room, name, out):

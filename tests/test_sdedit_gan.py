@@ -11,7 +11,6 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sdedit import gan, invert
 from sdedit.gan import GanTrainConfig, Generator, ModulatedConv
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 CONFIG = replace(gan.PRESETS["tiny"], size=8)
 
 

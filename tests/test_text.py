@@ -7,7 +7,6 @@ import pytest
 
 from common.text import PAD, TextConfig, TextEncoder, WordTokenizer
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 WORDS = "a and ball blue cube left of red ring star yellow".split()
 TOKENIZER = WordTokenizer(WORDS, 8)
 

@@ -20,8 +20,6 @@ from unclip import ar_prior, diffusion_prior, model, train, upsampler
 from unclip.manipulate import Components, slerp, text_diff
 from unclip.sample import decode
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 DECODER, PRIOR, AR = model.TINY, diffusion_prior.TINY, ar_prior.TINY
 D = DECODER.dim
 TOKENS = WordTokenizer(VOCABULARY, 24).encode(["a red ball", "a blue cube", "a red star", ""])

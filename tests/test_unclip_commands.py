@@ -1,15 +1,15 @@
 """unCLIP as a program: its commands on untrained networks, training, and what wrong input gets."""
 
 import json
-import subprocess
 from dataclasses import asdict, replace
 
 import jax
 import numpy as np
 import pytest
+from helpers import program
 from PIL import Image
 
-from common import checkpoint, clip, command, data
+from common import checkpoint, clip, data
 from glide import model as glide
 from unclip import (
     ar_prior,
@@ -21,8 +21,6 @@ from unclip import (
     study_embeddings,
 )  # fmt: skip
 from unclip.__main__ import COMMANDS
-
-pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 @pytest.fixture(scope="module")
@@ -53,15 +51,8 @@ def room(tmp_path_factory):
     return path
 
 
-def unclip(capsys, name, *args):
-    """python -m unclip ..., in this process: exit code and what was printed."""
-    capsys.readouterr()
-    code = 0
-    try:
-        command.run("unclip", COMMANDS, [name, *map(str, args)])
-    except SystemExit as stop:
-        code = stop.code
-    return subprocess.CompletedProcess(args, code, *capsys.readouterr())
+def unclip(capsys, *args):
+    return program(capsys, "unclip", COMMANDS, *args)
 
 
 def options(room, out, *more):

@@ -11,7 +11,6 @@ import pytest
 from common.text import TextConfig, TextEncoder
 from common.unet import Encoder, UNet, UNetConfig
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 RNG = np.random.default_rng
 
 

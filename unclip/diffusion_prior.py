@@ -100,6 +100,7 @@ class Prior(nn.Module):
         return dense(D, c.dtype, zero=True, name="out")(h[:, -1]).astype(jnp.float32)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def init_params(config: PriorConfig, key: jax.Array) -> dict:
     cond = null_cond(config, 1)
     return Prior(config).init(key, cond["text_embedding"], jnp.ones(1, jnp.int32), cond)["params"]

@@ -5,6 +5,7 @@ time embedding, and as four more tokens in front of every attention layer. Rames
 section 2.1. Both ways begin at one vector, and a zero vector stands for "no embedding".
 """
 
+import functools
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -81,6 +82,7 @@ TINY = from_glide(glide.TINY, dim=clip.TINY.dim)
 PRESETS = {"tiny": TINY, "small": SMALL, "paper": PAPER}
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def init_params(config: DecoderConfig, key: jax.Array) -> dict:
     x = jnp.zeros((1, config.size, config.size, config.channels))
     cond = {"tokens": jnp.zeros((1, config.text.length), jnp.int32)}

@@ -84,6 +84,7 @@ def enlarge(low_res: jax.Array, size: int) -> jax.Array:
     return jax.image.resize(low_res, (len(low_res), size, size, low_res.shape[-1]), "bicubic")
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def init_params(config: UpsamplerConfig, key: jax.Array) -> dict:
     x = jnp.zeros((1, config.size, config.size, config.channels))
     return UNet(config.unet).init(key, x, jnp.ones(1, jnp.int32), channels=x)["params"]
