@@ -112,7 +112,8 @@ class TextTower(nn.Module):
         blocks = Transformer(c.layers, c.heads, True, dtype, self.config.quick_gelu)
         if not self.pooled:
             return blocks(h)
-        end = jnp.argmax(tokens == self.config.end, axis=1)
+        # OpenAI's rule, the largest id, decides where a text has no such token.
+        end = jnp.argmax(jnp.where(tokens == self.config.end, c.vocabulary, tokens), axis=1)
         h = jnp.take_along_axis(blocks(h), end[:, None, None], axis=1)[:, 0]
         random = normal(c.width**-0.5)
         return nn.Dense(self.config.dim, False, dtype, kernel_init=random, name="out")(h)

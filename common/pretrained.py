@@ -11,9 +11,10 @@ Every tensor of the file is used once and every parameter of ours is filled once
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,11 @@ FAMILIES = {
     "quant_conv.weight": "a first stage of latent diffusion",
     "visual.class_embedding": "CLIP",
     "vision_model.embeddings.class_embedding": "CLIP",  # by its names at Hugging Face
+    "model.prd_emb": "Karlo's prior",
+    "model.cf_param": "Karlo's decoder",
+    "model_last_step.time_embed.0.weight": "Karlo's super-resolution",
 }
+SUFFIXES = (".pt", ".pth", ".ckpt")  # of published files; ours are .safetensors
 LEAVES = {"kernel": ".weight", "scale": ".weight", "embedding": ".weight", "bias": ".bias"}
 
 
@@ -141,6 +146,19 @@ def fill(path: str | Path, tensors: dict, sources: dict[str, Source], init: Call
     views = match(path, tensors, sources, init)
     params = {k: np.array(views.pop(k), np.float32, order="C") for k in list(views)}
     return unflatten_dict(params, sep="/")
+
+
+def is_published(path: Path, vocab: Path | None = None) -> bool:
+    """Is a command to take these weights as published? By their kind, or as a vocabulary is given.
+
+    vocab: only published models read pieces of words.
+    """
+    return path.suffix in SUFFIXES or vocab is not None
+
+
+def defaults(config: Any, **values: Any) -> Any:
+    """A command's dataclass with these in the place of None: what its weights are drawn with."""
+    return replace(config, **{k: v for k, v in values.items() if getattr(config, k) is None})
 
 
 def official(denoise: Callable) -> Callable:

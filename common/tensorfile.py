@@ -1,8 +1,7 @@
-"""Files of tensors: safetensors, and PyTorch's zip archives without PyTorch.
+"""Files of tensors: safetensors, and those of PyTorch without PyTorch.
 
-A `.pt` is a zip of raw tensors and of a pickle that says which is which. That pickle is read here
-as the data it is, by an interpreter that can make dicts, lists, numbers, strings and tensors and
-nothing else: a name that it mentions is looked up in a table, never imported, so nothing runs.
+A `.pt` is a zip of raw tensors and of a pickle that says which is which; before PyTorch 1.6 it was
+the same in a row. The pickle is read by tensorpickle.py, which runs nothing.
 """
 
 import io
@@ -12,25 +11,26 @@ import mmap
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from common.checkpoint import CheckpointError
+from common.tensorpickle import (
+    CALLS,
+    STORAGES,
+    TENSOR,
+    Forbidden,
+    Module,
+    Storage,
+    dtype_of,
+    sizes,
+    unpickle,
+)
 
-DTYPES = {
-    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": jnp.bfloat16,
-    "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "<i1", "U8": "<u1", "BOOL": "?",
-}  # fmt: skip
-STORAGES = {
-    "torch.DoubleStorage": "F64", "torch.FloatStorage": "F32", "torch.HalfStorage": "F16",
-    "torch.BFloat16Storage": "BF16", "torch.LongStorage": "I64", "torch.IntStorage": "I32",
-    "torch.ShortStorage": "I16", "torch.CharStorage": "I8", "torch.ByteStorage": "U8",
-    "torch.BoolStorage": "BOOL",
-}  # fmt: skip
+LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the mark, pickled: how such files begin
 # What is said of a file that cannot be read, whatever is wrong in it.
 DAMAGE = (
     LookupError, TypeError, ValueError, AttributeError, OverflowError, OSError, RecursionError,
@@ -39,12 +39,12 @@ DAMAGE = (
 
 
 def load_tensors(path: str | Path) -> dict[str, np.ndarray]:
-    """{official name: array} of a safetensors file or a PyTorch zip archive (.pt, .ckpt, .pth).
+    """{official name: array} of a safetensors file or one of PyTorch's (.pt, .ckpt, .pth).
 
     Arrays are read-only views of the mapped file, so memory is used by what is made of them. The
-    "state_dict" of a Lightning checkpoint is unwrapped, that of a TorchScript module put together.
-    CheckpointError, in one line: missing, truncated, damaged, the format of before PyTorch 1.6, a
-    pickle that names more than tensors.
+    "state_dict" of a Lightning checkpoint is unwrapped, that of a TorchScript module put together,
+    a list is numbered: "0", "1", ...
+    CheckpointError, in one line: missing, truncated, damaged, a pickle that names anything else.
     """
     path = Path(path)
     if not path.is_file():
@@ -53,16 +53,13 @@ def load_tensors(path: str | Path) -> dict[str, np.ndarray]:
         raise CheckpointError(f"{path} is truncated: fetch it again")
     with open(path, "rb") as file:
         data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    zipped = data[:4] == b"PK\3\4"
-    if not zipped and data[:1] == b"\x80" and data[8:9] != b"{":
-        raise CheckpointError(
-            f"{path} is a bare pickle (PyTorch before 1.6), which is not read: where PyTorch is, "
-            "convert it with torch.save(torch.load('old.pt', map_location='cpu'), 'new.pt')"
-        )
-    if not zipped and data[8:9] != b"{":
-        raise CheckpointError(f"{path} is neither safetensors nor a PyTorch zip: fetch it again")
     try:
-        return _read_torch(path, data) if zipped else _read_safetensors(data)
+        if data[:4] == b"PK\3\4":
+            return _named(_read_zip(path, data))
+        if data[: len(LEGACY)] == LEGACY:
+            return _named(_read_legacy(data))
+        if data[8:9] == b"{":
+            return _read_safetensors(data)
     except Forbidden as error:
         raise CheckpointError(
             f"{path} names {str(error)!r}, which no weights need: refused, nothing of it was run; "
@@ -72,6 +69,7 @@ def load_tensors(path: str | Path) -> dict[str, np.ndarray]:
         raise CheckpointError(
             f"{path} is truncated, damaged or holds no tensors ({error}): fetch it again"
         ) from error
+    raise CheckpointError(f"{path} is neither safetensors nor of PyTorch: fetch it again")
 
 
 def _read_safetensors(data: memoryview) -> dict[str, np.ndarray]:
@@ -83,13 +81,13 @@ def _read_safetensors(data: memoryview) -> dict[str, np.ndarray]:
     header.pop("__metadata__", None)
     tensors = {}
     for name, entry in header.items():
-        shape, (begin, end) = _sizes(entry["shape"]), _sizes(entry["data_offsets"])
+        shape, (begin, end) = sizes(entry["shape"]), sizes(entry["data_offsets"])
         part = Storage.of(data[start + begin : start + end], entry["dtype"], math.prod(shape))
         tensors[name] = np.ndarray(shape, part.dtype, part.data)
     return tensors
 
 
-def _read_torch(path: Path, data: memoryview) -> dict[str, np.ndarray]:
+def _read_zip(path: Path, data: memoryview) -> Any:
     """NAME/data.pkl, NAME/data/0, NAME/data/1, ..., NAME/byteorder, stored without compression."""
     with zipfile.ZipFile(path) as archive:
         files = {info.filename: info for info in archive.infolist()}
@@ -116,38 +114,52 @@ def _read_torch(path: Path, data: memoryview) -> dict[str, np.ndarray]:
 
     if folders[0] + "byteorder" in files and member("byteorder") != b"little":
         raise ValueError("big-endian: save it on a common machine")
-    tensors = unpickle(bytes(member("data.pkl")), storage)
+    return unpickle(io.BytesIO(member("data.pkl")), storage)
+
+
+def _read_legacy(data: memoryview) -> Any:
+    """Pickles of a number that marks it, the format's version, the machine, the tensors, the keys
+    of their storages; then each storage: eight bytes of count, and its numbers."""
+    file = data.obj  # the map itself, which reads on where it stands
+    kinds, storages = {}, {}
+
+    def kind_of(tag: str, kind: str, key: str, device: str, count: int, view: None) -> None:
+        kinds[key] = kind
+
+    def storage(tag: str, kind: str, key: str, device: str, count: int, view: None) -> Storage:
+        if view is not None:
+            raise ValueError("a storage that is a part of another")
+        return Storage.of(storages[key], STORAGES[kind], count)
+
+    _, version, machine = (unpickle(file, storage) for _ in range(3))
+    if version != 1001 or not machine["little_endian"]:
+        raise ValueError("of another version, or big-endian: save it on a common machine")
+    start = file.tell()
+    unpickle(file, kind_of, {**CALLS, TENSOR: lambda *_: None})  # where the storages begin
+    keys = unpickle(file, storage)
+    at = file.tell()
+    for key in keys:
+        count = int.from_bytes(data[at : at + 8], "little")
+        end = at + 8 + count * dtype_of(STORAGES[kinds[key]]).itemsize
+        storages[key], at = data[at + 8 : end], end
+    file.seek(start)
+    return unpickle(file, storage)
+
+
+def _named(tensors: Any) -> dict[str, np.ndarray]:
+    """The tensors of what a pickle held, by their names."""
     if isinstance(tensors, Module):
         tensors = dict(_state(tensors))
     if isinstance(tensors, dict) and "state_dict" in tensors:
         tensors = tensors["state_dict"]
+    if isinstance(tensors, list | tuple):
+        tensors = {str(i): x for i, x in enumerate(tensors)}
     if not isinstance(tensors, dict):
         raise ValueError(f"a {type(tensors).__name__} instead of a dict of tensors")
     for name, tensor in tensors.items():
         if type(name) is not str or not isinstance(tensor, np.ndarray):
             raise ValueError(f"{name!r} is no tensor")
     return tensors
-
-
-def _sizes(numbers: Any) -> tuple[int, ...]:
-    if not all(type(n) is int and n >= 0 for n in numbers):
-        raise ValueError(f"{numbers} are no sizes")
-    return tuple(numbers)
-
-
-# The pickle.
-
-
-class Forbidden(Exception):
-    """A pickle names something else than what tensors are made of."""
-
-
-class Name(str):
-    """What a pickle calls a thing of Python: the word, not the thing."""
-
-
-class Module(dict):
-    """An object of TorchScript, as CLIP is published: its attributes, without its code."""
 
 
 def _state(module: Module, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
@@ -157,138 +169,3 @@ def _state(module: Module, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]
             yield from _state(value, f"{prefix}{name}.")
         elif isinstance(value, np.ndarray):
             yield f"{prefix}{name}", value
-
-
-class Storage(NamedTuple):
-    """The flat memory that tensors are views of."""
-
-    data: memoryview
-    dtype: np.dtype
-
-    @classmethod
-    def of(cls, data: memoryview, kind: str, count: int) -> "Storage":
-        """`count` numbers of a kind in DTYPES, in exactly their bytes."""
-        if kind not in DTYPES:
-            raise ValueError(f"{kind} is no type of numpy")
-        dtype = np.dtype(DTYPES[kind])
-        if len(data) != count * dtype.itemsize:
-            raise ValueError(f"{len(data)} bytes for {count} numbers of {kind}")
-        return cls(data, dtype)
-
-
-def _tensor(storage: Storage, offset: int, shape: tuple, stride: tuple, *_) -> np.ndarray:
-    """torch._utils._rebuild_tensor_v2: a strided view, which must lie within its storage."""
-    if not isinstance(storage, Storage):
-        raise ValueError("a tensor without storage")
-    (data, dtype), (offset, *shape), stride = storage, _sizes((offset, *shape)), _sizes(stride)
-    if 0 in shape:
-        return np.zeros(shape, dtype)
-    end = offset + 1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
-    if max(end, math.prod(shape)) * dtype.itemsize > len(data):
-        raise ValueError(f"a tensor of shape {shape} that reaches beyond its storage")
-    strides = [n * dtype.itemsize for n in stride]
-    return np.ndarray(shape, dtype, data, offset * dtype.itemsize, strides)
-
-
-# Training states of Lightning mention a little more than tensors; it becomes None.
-LIGHTNING = (
-    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
-    "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype",
-    "_codecs.encode",
-)  # fmt: skip
-CALLS: dict[str, Callable] = {
-    "collections.OrderedDict": lambda: {},
-    "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
-    **dict.fromkeys(LIGHTNING, lambda *_: None),
-    **{f"torch.jit._pickle.{name}": lambda value, *_: value for name in (
-        "build_intlist", "build_doublelist", "build_boollist", "build_tensorlist",
-        "restore_type_tag")},
-}  # fmt: skip
-SCRIPTED = "__torch__."  # what TorchScript calls its classes: a word, and their objects are dicts
-# Opcodes that do one simple thing: make a value, read a number or a string, pack a tuple.
-NEW = {b"N": lambda: None, b"\x88": lambda: True, b"\x89": lambda: False}
-NEW |= {b"}": dict, b"]": list, b")": tuple}
-NUMBERS = {b"J": "<i", b"K": "<B", b"M": "<H", b"G": ">d"}
-STRINGS = {b"X": "<I", b"\x8c": "<B", b"B": "<I", b"C": "<B"}
-TUPLES = {b"\x85": 1, b"\x86": 2, b"\x87": 3}
-PUT, GET = {b"q": "<B", b"r": "<I"}, {b"h": "<B", b"j": "<I"}
-SKIP = {b"\x80": 1, b"\x95": 8}  # the protocol's number, a frame's length
-
-
-def unpickle(pickled: bytes, storage: Callable[..., Storage]) -> Any:
-    """The value that a pickle (protocol 2 to 5) describes, if it is made of plain data and tensors.
-
-    storage(*persistent id) gives the memory that the file keeps outside of the pickle.
-    Forbidden: any name but those of CALLS and STORAGES, at the place where it is mentioned.
-    """
-    file, stack, marks, memo = io.BytesIO(pickled), [], [], {}
-
-    def number(form: str) -> int | float:
-        return struct.unpack(form, file.read(struct.calcsize(form)))[0]
-
-    def line() -> str:
-        return file.readline()[:-1].decode()
-
-    def pop(count: int) -> list:
-        if count > len(stack):
-            raise ValueError("a pickle that takes more than it has")
-        items = stack[len(stack) - count :]
-        del stack[len(stack) - count :]
-        return items
-
-    def name(module: str, word: str) -> Name:
-        full = f"{module}.{word}"
-        if full not in CALLS and full not in STORAGES and not full.startswith(SCRIPTED):
-            raise Forbidden(full)
-        return Name(full)
-
-    while (op := file.read(1)) != b".":
-        if op in SKIP:
-            file.read(SKIP[op])
-        elif op in NEW:
-            stack.append(NEW[op]())
-        elif op in NUMBERS:
-            stack.append(number(NUMBERS[op]))
-        elif op == b"\x8a":  # an int of so many bytes
-            stack.append(int.from_bytes(file.read(number("<B")), "little", signed=True))
-        elif op in STRINGS:
-            text = file.read(number(STRINGS[op]))
-            stack.append(text if op in b"BC" else text.decode())
-        elif op == b"(":
-            marks.append(len(stack))
-        elif op in TUPLES or op == b"t":
-            stack.append(tuple(pop(TUPLES[op] if op in TUPLES else len(stack) - marks.pop())))
-        elif op in (b"a", b"e"):  # one item, or those after the mark, to a list
-            items = pop(1 if op == b"a" else len(stack) - marks.pop())
-            stack[-1].extend(items)
-        elif op in (b"s", b"u"):  # the same to a dict
-            items = pop(2 if op == b"s" else len(stack) - marks.pop())
-            if not all(isinstance(key, str | int | float) for key in items[::2]):
-                raise ValueError("a dict whose keys are no words or numbers")
-            stack[-1].update(zip(items[::2], items[1::2], strict=True))
-        elif op in PUT or op == b"\x94":
-            memo[number(PUT[op]) if op in PUT else len(memo)] = stack[-1]
-        elif op in GET:
-            stack.append(memo[number(GET[op])])
-        elif op in (b"c", b"i"):
-            stack.append(name(line(), line()))
-        elif op == b"\x93":
-            stack.append(name(*pop(2)))
-        elif op == b"Q":
-            stack.append(storage(*pop(1)[0]))
-        elif op in (b"R", b"\x81"):
-            called, arguments = pop(2)
-            if isinstance(called, Name) and called.startswith(SCRIPTED) and op == b"\x81":
-                stack.append(Module())
-                continue
-            if not isinstance(called, Name) or called not in CALLS:
-                raise ValueError(f"a pickle that calls {called!r}")
-            stack.append(CALLS[called](*arguments))
-        elif op == b"b":  # attributes, such as the version of a state_dict: not needed
-            attributes = pop(1)[0]
-            if isinstance(stack[-1], Module):
-                stack[-1].update(attributes)
-        else:
-            raise ValueError(f"a pickle with the operation {op!r}, which weights do not need")
-    return pop(1)[0]

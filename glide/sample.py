@@ -13,7 +13,7 @@ import numpy as np
 from common import command, devices, plot, sampler
 from common.devices import in_chunks
 from common.guidance import classifier_free
-from common.pretrained import official
+from common.pretrained import defaults, is_published, official
 from common.process import to_uint8
 from common.scenes.captions import canonical
 from glide import clip as glide_clip
@@ -44,6 +44,7 @@ class DrawConfig:
 class SampleConfig(DrawConfig):
     """`python -m glide sample`: pictures of a caption."""
 
+    steps: int | None = None  # of DDIM: 50, of GLIDE's own weights 100 (and 27 of the upsampler)
     size: int | None = None  # pixels, the model's own or the upsampler's
     upsampler: Path = UPSAMPLER  # weights of the second stage, where size asks for it
     vocab: Path | None = None  # weights may be GLIDE's own .pt, which read GPT-2's byte pairs
@@ -109,7 +110,7 @@ def draw(
 
 def open_weights(path: Path, vocab: Path | None) -> tuple[GlideConfig, dict, Callable | None]:
     """(config, params, read): our weights, whose words `draw` knows, or GLIDE's .pt with vocab."""
-    if path.suffix not in (".pt", ".pth"):
+    if not is_published(path, vocab):
         return *load(path)[:2], None
     from glide import pretrained  # here: what it loads beside, classifiers, imports this file
 
@@ -143,6 +144,7 @@ def save(c: DrawConfig, images: np.ndarray, first: dict[str, np.ndarray] | None 
 
 
 def main(c: SampleConfig) -> None:
+    c = defaults(c, steps=100 if is_published(c.weights, c.vocab) else 50)
     check(c)
     if not 1 <= c.best_of <= 4096 // c.num:
         raise ValueError(f"best_of must be in 1..{4096 // c.num}, not {c.best_of}")

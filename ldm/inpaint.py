@@ -87,7 +87,7 @@ class InpaintConfig(Options):
 
 
 def main(c: InpaintConfig) -> None:
-    config, params, read = start(c, c.prompt)
+    c, config, params, read = start(c, c.prompt)
     image = on_white(open_picture(c.image, config.size, c.resize))
     edit_mask = open_mask(c.edit_mask, config.size, c.resize)
     images = inpaint(config, params, repeat(c, image), repeat(c, edit_mask), [c.prompt] * c.num,

@@ -106,6 +106,18 @@ def init_params(config: LdmConfig, key: jax.Array) -> dict:
     return model.init_params(config, keys[1]) | first_stage
 
 
+def usual(config: LdmConfig) -> dict[str, float]:
+    """What the scripts that came with the weights draw with, unless they are told otherwise.
+
+    Stable Diffusion 50 steps and 7.5; text2img-large 200 and 5 (scripts/txt2img.py); inpainting 50.
+    """
+    if config.condition != "text":
+        return {"steps": 50, "guidance_scale": 3.0}
+    return {"steps": 200, "guidance_scale": 5.0} if config.inner else {
+        "steps": 50, "guidance_scale": 7.5
+    }  # fmt: skip
+
+
 def reader(config: LdmConfig, vocab: str | Path | None) -> Callable[[Sequence[str]], dict]:
     """read(prompts) -> {"tokens": (B, L)} or {"label": (B,)}, "" being the null condition.
 

@@ -14,6 +14,7 @@ import numpy as np
 from common import command, devices, plot, sampler
 from common.devices import in_chunks
 from common.pictures import on_white, open_picture
+from common.pretrained import defaults, is_published
 from common.process import to_float, to_uint8
 from ldm import pretrained
 from ldm.model import (
@@ -38,7 +39,7 @@ class Options:
 
     out: Path = Path("out/ldm.png")  # a .png is a labelled grid; a folder, one PNG each
     num: int = 8  # pictures
-    steps: int = 50  # of the sampler
+    steps: int | None = None  # of the sampler: 50 (text2img-large 200)
     sampler: Literal[tuple(SOLVERS)] = "ddim"  # plms asks the network once more; dpm needs 20 steps
     seed: int = 0
     weights: Path = SHIPPED  # autoencoder.safetensors lies beside them; or a published .ckpt
@@ -50,7 +51,7 @@ class SampleConfig(Options):
     """`python -m ldm sample`: pictures of a caption."""
 
     prompt: str  # what to draw, in the words of the scenes: "a small red ball above a blue cube"
-    guidance_scale: float = 3.0  # 0 ignores the caption, 1 follows it, more exaggerates it
+    guidance_scale: float | None = None  # 0 ignores the caption, 1 follows it; 3 (LDM 5, SD 7.5)
     size: int | None = None  # pixels, also more than it was trained on: it is convolutional
 
 
@@ -138,24 +139,26 @@ def draw(
     return in_chunks(rows_of, len(prompts), chunk, "drawing", progress)
 
 
-def start(c: Options, prompt: str = "") -> tuple[LdmConfig, dict, Callable | None]:
-    """Everything that can be refused without a picture; then (config, params, read or None)."""
-    if not math.isfinite(getattr(c, "guidance_scale", 1)):
+def start(c: Options, prompt: str = "") -> tuple[Options, LdmConfig, dict, Callable | None]:
+    """All that can be refused without a picture; then (c without None, config, params, read)."""
+    if not math.isfinite(getattr(c, "guidance_scale", 1) or 0):
         raise ValueError(f"guidance_scale must be a finite number, not {c.guidance_scale}")
     if not 1 <= c.num <= 4096:
         raise ValueError(f"num must be in 1..4096, not {c.num}")
     devices.start()
     config, params, read = open_weights(c.weights, c.vocab)
+    usual = pretrained.usual(config) if read else {"steps": 50, "guidance_scale": 3.0}
+    c = defaults(c, **{k: v for k, v in usual.items() if hasattr(c, k)})
     times(config, c.steps, getattr(c, "strength", 1.0))
     latent_shape(config, getattr(c, "size", None))
     read([prompt]) if read else conditions(config, [prompt])
     command.check_out(c.out)
-    return config, params, read
+    return c, config, params, read
 
 
 def open_weights(path: Path, vocab: Path | None) -> tuple[LdmConfig, dict, Callable | None]:
     """(config, params, read): our weights, whose words `draw` knows, or published ones."""
-    if vocab is None and path.suffix not in (".ckpt", ".pt", ".pth"):
+    if not is_published(path, vocab):
         return *load(path)[:2], None
     config, params = pretrained.load(path)
     return config, params, pretrained.reader(config, vocab)
@@ -184,7 +187,7 @@ def repeat(c: Options, a: np.ndarray) -> np.ndarray:
 def main(c: SampleConfig) -> None:
     if not c.prompt.strip():
         raise ValueError("the prompt is empty; say what to draw, such as 'a red ball'")
-    config, params, read = start(c, c.prompt)
+    c, config, params, read = start(c, c.prompt)
     images = draw(config, params, [c.prompt] * c.num, guidance_scale=c.guidance_scale,
                   steps=c.steps, solver=c.sampler, size=c.size, seed=c.seed, read=read,
                   progress=c.num > CHUNK)  # fmt: skip
@@ -192,7 +195,7 @@ def main(c: SampleConfig) -> None:
 
 
 def img2img(c: Img2ImgConfig) -> None:
-    config, params, read = start(c, c.prompt)
+    c, config, params, read = start(c, c.prompt)
     image = on_white(open_picture(c.image, c.size or config.size, c.resize))
     images = draw(config, params, [c.prompt] * c.num, guidance_scale=c.guidance_scale,
                   steps=c.steps, solver=c.sampler, size=c.size, images=repeat(c, image),

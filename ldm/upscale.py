@@ -42,7 +42,7 @@ class UpscaleConfig(Options):
 
 
 def main(c: UpscaleConfig) -> None:
-    config, params, read = start(c)
+    c, config, params, read = start(c)
     small = config.size // config.first_stage.factor
     image = on_white(open_picture(c.image, small, c.resize))
     images = upscale(config, params, repeat(c, image), steps=c.steps, solver=c.sampler,

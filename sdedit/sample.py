@@ -12,8 +12,9 @@ import numpy as np
 from common import command, devices, plot
 from common.guidance import classifier_free
 from common.pictures import on_white, open_mask, open_picture
+from common.pretrained import defaults, is_published, official
 from common.process import to_float, to_uint8
-from sdedit import sde
+from sdedit import pretrained, sde
 from sdedit.guides import paste
 from sdedit.model import SHIPPED, SdeditConfig, denoiser, encode_text, load, make_schedule, tokenize
 
@@ -25,8 +26,8 @@ class SampleConfig:
     """What all three commands have."""
 
     t0: float = 0.5  # how much is forgotten: 0 returns the guide, 1 no longer knows it
-    sde: Literal["vp", "ve", "ddpm"] = "vp"  # ddpm: the official repository's procedure
-    steps: int = 100  # of the reverse SDE (ddpm: always 1000 t0)
+    sde: Literal["vp", "ve", "ddpm"] | None = None  # vp; ddpm, the official code's, for its weights
+    steps: int | None = None  # of the reverse SDE: 100, of official weights 500 (ddpm: 1000 t0)
     repeats: int = 1  # the whole edit, fed its own result (the paper's K)
     last: Literal["denoise", "paper"] = "denoise"  # paper: the last step adds noise, as printed
     prompt: str = ""  # a caption in the words of the scenes; without one, unconditional
@@ -34,7 +35,7 @@ class SampleConfig:
     num: int = 4  # pictures
     seed: int = 0
     resize: bool = False  # crop and resize files of another size, instead of refusing them
-    weights: Path = SHIPPED
+    weights: Path = SHIPPED  # also the official repository's .ckpt
     out: Path = Path("out/sdedit.png")  # a .png is a labelled grid; a folder, one PNG each
 
 
@@ -63,13 +64,16 @@ class ComposeConfig(SampleConfig):
 
 
 @functools.cache
-def compiled(config: SdeditConfig, sde_name: str, repeats: int, last: str, guided: bool):
+def compiled(
+    config: SdeditConfig, sde_name: str, repeats: int, last: str, guided: bool, published: bool
+):
     """run(params, schedule, guides, edit_masks, tokens, scales, key) -> uint8 (B, H, W, 3)."""
     trained = make_schedule(config)
     procedure = {"variance": "small", "fresh": False} if sde_name == "ddpm" else {}
 
     def run(params, schedule, guides, edit_masks, tokens, scales, key):
         denoise, cond = denoiser(config, params), encode_text(config, params, tokens)
+        denoise = official(denoise) if published else denoise
         if guided:
             null_cond = encode_text(config, params, 0 * tokens)
             denoise = classifier_free(denoise, null_cond, scales)
@@ -96,17 +100,19 @@ def draw(
     guidance_scale: float = 1.0,
     seed: int = 0,
     progress: bool = False,
+    published: bool = False,
 ) -> np.ndarray:
     """Pictures uint8 (B, H, W, 3) from guides of that kind, one each; edit_masks (B, H, W, 1).
 
-    Row i gets noise that depends on seed, i and CHUNK alone. ValueError: t0, steps, prompts.
+    Row i gets noise that depends on seed, i and CHUNK alone. published: weights that count times
+    from 0, see pretrained.load. ValueError: t0, steps, prompts.
     """
     schedule = sde.SDES[sde_name](t0, steps)
     B, key = len(guides), jax.random.key(seed)
     edit_masks = np.ones((*guides.shape[:3], 1), bool) if edit_masks is None else edit_masks
     tokens = tokenize(config, prompts or [""] * B)
     scales = np.full(B, guidance_scale, np.float32)
-    run = compiled(config, sde_name, repeats, last, guidance_scale != 1)
+    run = compiled(config, sde_name, repeats, last, guidance_scale != 1, published)
 
     def some(rows, i):
         given = (guides[rows], edit_masks[rows], tokens[rows], scales[rows])
@@ -116,13 +122,13 @@ def draw(
 
 
 def paint(c: PaintConfig) -> None:
-    config, params = _start(c)
+    c, config, params = _start(c)
     guide = on_white(open_picture(c.guide, config.size, c.resize))
     _finish(c, config, params, guide, None)
 
 
 def edit(c: EditConfig) -> None:
-    config, params = _start(c)
+    c, config, params = _start(c)
     guide = on_white(open_picture(c.guide, config.size, c.resize))
     edit_mask = open_mask(c.edit_mask, config.size, c.resize)
     if not edit_mask.any():
@@ -137,14 +143,16 @@ def compose(c: ComposeConfig) -> None:
         raise ValueError(f"at must be two whole numbers such as 12,8, not {c.at!r}") from None
     if c.margin < 0:
         raise ValueError(f"margin must be 0 or more, not {c.margin}")
-    config, params = _start(c)
+    c, config, params = _start(c)
     background = on_white(open_picture(c.background, config.size, c.resize))
     guide, edit_mask = paste(background, open_picture(c.patch), (x, y), c.margin)
     _finish(c, config, params, guide, edit_mask)
 
 
-def _start(c: SampleConfig) -> tuple[SdeditConfig, dict]:
-    """Everything that can be refused without a picture; then the weights."""
+def _start(c: SampleConfig) -> tuple[SampleConfig, SdeditConfig, dict]:
+    """Everything that can be refused without a picture; then c without None, and the weights."""
+    published = is_published(c.weights)
+    c = defaults(c, sde="ddpm", steps=500) if published else defaults(c, sde="vp", steps=100)
     sde.SDES[c.sde](c.t0, c.steps)
     if not math.isfinite(c.guidance_scale):
         raise ValueError(f"guidance_scale must be a finite number, not {c.guidance_scale}")
@@ -153,10 +161,12 @@ def _start(c: SampleConfig) -> tuple[SdeditConfig, dict]:
     if c.repeats < 1:
         raise ValueError(f"repeats must be at least 1, not {c.repeats}")
     devices.start()
-    config, params, _ = load(c.weights)
+    config, params = (pretrained.load if published else load)(c.weights)[:2]
     tokenize(config, [c.prompt])
+    if config.text is None and c.guidance_scale != 1:
+        raise ValueError("these weights know no captions: leave the guidance_scale away")
     command.check_out(c.out)
-    return config, params
+    return c, config, params
 
 
 def _finish(c, config, params, guide, edit_mask) -> None:
@@ -165,7 +175,8 @@ def _finish(c, config, params, guide, edit_mask) -> None:
     images = draw(config, params, repeat(guide), t0=c.t0, sde_name=c.sde, steps=c.steps,
                   edit_masks=None if edit_mask is None else repeat(edit_mask), repeats=c.repeats,
                   last=c.last, prompts=[c.prompt] * c.num, guidance_scale=c.guidance_scale,
-                  seed=c.seed, progress=c.num > CHUNK)  # fmt: skip
+                  seed=c.seed, progress=c.num > CHUNK,
+                  published=is_published(c.weights))  # fmt: skip
     names = ("t0", "sde", "steps", "repeats", "last", "prompt", "guidance_scale", "seed")
     settings = {name: str(getattr(c, name)) for name in names} | {"weights": c.weights.name}
     if c.out.suffix:

@@ -32,7 +32,6 @@ from glide import pretrained as glide
 from sdedit import model as sdedit_model
 from sdedit import pretrained as sdedit
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 RNG = np.random.default_rng
 
 
@@ -82,15 +81,15 @@ def torch(monkeypatch):
 class Writer(pickle.Pickler):
     """Pickles arrays as PyTorch does tensors: their memory stays outside, in `storages`."""
 
-    def __init__(self, file, torch, protocol):
+    def __init__(self, file, torch, protocol, *more):
         super().__init__(file, protocol)
-        self.torch, self.storages, self.alive = torch, {}, []
+        self.torch, self.storages, self.alive, self.more = torch, {}, [], more
 
     def persistent_id(self, thing):
         if isinstance(thing, Storage):
             key, _ = self.storages.setdefault(id(thing), (str(len(self.storages)), thing.flat))
             kind = getattr(self.torch, f"{STORAGE[thing.flat.dtype.name]}Storage")
-            return ("storage", kind, key, "cpu", thing.claimed)
+            return ("storage", kind, key, "cpu", thing.claimed, *self.more)
 
     def reducer_override(self, thing):
         if isinstance(thing, Parameter):
@@ -126,6 +125,24 @@ def torch_save(path, thing, torch, protocol=2, **options):
     writer = Writer(file, torch, protocol)
     writer.dump(thing)
     return write_archive(path, file.getvalue(), writer.storages.values(), **options)
+
+
+MACHINE = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4}}
+
+
+def legacy_save(path, thing, torch, version=1001, machine=MACHINE, view=None):
+    """As torch.save did before 1.6: pickles in a row, then the storages in the order of keys."""
+    file = io.BytesIO()
+    for part in (0x1950A86A20F9469CFC6C, version, machine):
+        pickle.dump(part, file, 2)
+    writer = Writer(file, torch, 2, view)
+    writer.dump(thing)
+    storages = sorted(writer.storages.values(), key=lambda pair: -int(pair[0]))
+    pickle.dump([key for key, _ in storages], file, 2)
+    for _, flat in storages:
+        file.write(struct.pack("<q", flat.size) + flat.tobytes())
+    path.write_bytes(file.getvalue())
+    return path
 
 
 def one_line(path, match, load=load_tensors):
@@ -174,6 +191,39 @@ def test_the_state_dict_of_a_lightning_checkpoint_is_unwrapped(tmp_path, torch):
         "state_dict": state,
     }, torch)  # fmt: skip
     assert_same(load_tensors(path), expected)
+
+
+def test_a_file_of_before_torch_1_6_gives_the_same(tmp_path, torch):
+    """As SDEdit's networks may have been saved."""
+    state, expected = a_state(torch)
+    found = load_tensors(path := legacy_save(tmp_path / "a.ckpt", state, torch))
+    assert_same(found, expected)
+    assert not any(x.flags.writeable or x.flags.owndata for x in found.values() if x.size)
+    assert_same(load_tensors(legacy_save(path, {"state_dict": state}, torch)), expected)
+
+
+def test_a_damaged_or_malicious_file_of_before_torch_1_6_is_refused(tmp_path, torch):
+    path, state = tmp_path / "a.ckpt", {"w": FLAT, "b": FLAT.astype(np.float16)}
+    whole = legacy_save(path, state, torch).read_bytes()
+    for size in (16, 30, 100, len(whole) // 2, len(whole) - 30, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        one_line(path, "truncated|neither")
+    for options in ({"version": 1000}, {"machine": {**MACHINE, "little_endian": False}},
+                    {"view": ("key", 0, 6)}):  # fmt: skip
+        one_line(legacy_save(path, state, torch, **options), "truncated, damaged")
+    one_line(legacy_save(path, {"w": BEYOND["offset"]}, torch), "beyond its storage")
+    mark = tmp_path / "touched"
+    for where in ("version", "machine", "thing"):
+        attack = {"thing": state, where: Call(os.system, f"touch {mark}")}
+        one_line(legacy_save(path, **attack, torch=torch), "'posix.system'.* refused")
+        assert not mark.exists()
+
+
+def test_the_tensors_of_a_list_are_numbered(tmp_path, torch):
+    """As in Karlo's file of means and deviations."""
+    for pair in ((FLAT, FLAT + 1), [FLAT, FLAT + 1]):
+        found = load_tensors(torch_save(tmp_path / "a.th", pair, torch))
+        assert_same(found, {"0": FLAT, "1": FLAT + 1})
 
 
 def test_the_tensors_of_a_torchscript_module_are_called_by_their_places(
@@ -254,7 +304,7 @@ def test_the_attacks_would_have_worked(tmp_path):
     (b"})K\x01s.", "keys"),
     (b"R.", "more than it has"), (b".", "more than it has"), (b"}", "operation b''"),
     (b"]K\x01u.", "truncated"), (b"Nh\x07.", "truncated"), (b"NK\x01a.", "truncated"),
-    (b"NQ.", "truncated"), (b"(" * 10**5 + b"t" * 10**5 + b".", "tuple instead of a dict"),
+    (b"NQ.", "truncated"), (b"(" * 10**5 + b"t" * 10**5 + b".", "'0' is no tensor"),
 ])  # fmt: skip
 def test_any_other_pickle_is_refused_in_one_line_and_imports_nothing(tmp_path, pickled, said):
     one_line(write_archive(tmp_path / "a.pt", pickled), said)
@@ -301,8 +351,8 @@ def test_what_is_no_archive_of_tensors_is_refused_with_a_way_out(tmp_path, torch
     one_line(tmp_path, "no weights at")
     (path := tmp_path / "a.pt").write_bytes(b"<!DOCTYPE html><html>")
     one_line(path, "neither safetensors nor")
-    path.write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2))
-    one_line(path, r"before 1.6.*convert it with torch.save\(torch.load")
+    path.write_bytes(pickle.dumps({"w": 1.0}, 2))
+    one_line(path, "neither safetensors nor")
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "nothing")
     one_line(path, "no data.pkl")
@@ -671,9 +721,9 @@ def layer_norm(s, name, x):
     return x * s[f"{name}.weight"] + s[f"{name}.bias"]
 
 
-def attend(q, k, v):
+def attend(q, k, v, mask=0.0):
     """(N, length, heads, channels) each -> (N, length, heads channels)."""
-    weight = softmax(np.einsum("nqhc,nkhc->nhqk", q, k) / q.shape[-1] ** 0.5)
+    weight = softmax(np.einsum("nqhc,nkhc->nhqk", q, k) / q.shape[-1] ** 0.5 + mask)
     return np.einsum("nhqk,nkhc->nqhc", weight, v).reshape(*q.shape[:2], -1)
 
 
@@ -719,7 +769,7 @@ def adm_res(s, name, x, emb, resample=lambda x: x):
     return x + apply_conv(s, f"{name}.out_layers.3", h)
 
 
-def adm_attend(s, name, x, c, context, new_order):
+def adm_attend(s, name, x, c, context, new_order, seen):
     if f"{name}.qkv.weight" not in s:
         return x
     heads = c.heads or x.shape[1] // c.head_dim
@@ -728,12 +778,16 @@ def adm_attend(s, name, x, c, context, new_order):
     if context is not None:
         first_k, first_v = split(apply_linear(s, f"{name}.encoder_kv", context), heads, 2)
         k, v = np.concatenate([first_k, k], 1), np.concatenate([first_v, v], 1)
-    h = apply_linear(s, f"{name}.proj_out", attend(q, k, v))
+    mask = 0.0
+    if seen is not None:  # Karlo masks padding, GLIDE does not; what is in the picture is seen
+        mask = np.where(np.pad(seen, [(0, 0), (0, h.shape[1])], constant_values=True), 0, -np.inf)
+        mask = mask[:, None, None]
+    h = apply_linear(s, f"{name}.proj_out", attend(q, k, v, mask))
     return x + np.moveaxis(h, 2, 1).reshape(x.shape)
 
 
-def adm_network(s, c, x, t, label=None, vector=0.0, context=None, new_order=False):
-    """UNetModel, Text2ImUNet and EncoderUNetModel; t counts from 0."""
+def adm_network(s, c, x, t, label=None, vector=0.0, context=None, new_order=False, seen=None):
+    """UNetModel, Text2ImUNet, EncoderUNetModel and Karlo's PLMImUNet; t counts from 0."""
     frequencies = np.exp(-np.log(10000) * np.arange(c.width // 2) / (c.width // 2))
     angles = np.asarray(t, float)[:, None] * frequencies
     emb = apply_linear(s, "time_embed.0", np.concatenate([np.cos(angles), np.sin(angles)], 1))
@@ -745,15 +799,15 @@ def adm_network(s, c, x, t, label=None, vector=0.0, context=None, new_order=Fals
     while f"input_blocks.{n}.0.in_layers.0.weight" in s:
         down = n % (c.blocks + 1) == 0
         h = adm_res(s, f"input_blocks.{n}.0", h, emb, *[downsample] * down)
-        h = adm_attend(s, f"input_blocks.{n}.1", h, c, context, new_order)
+        h = adm_attend(s, f"input_blocks.{n}.1", h, c, context, new_order, seen)
         skips.append(h)
         n += 1
     h = adm_res(s, "middle_block.0", h, emb)
-    h = adm_attend(s, "middle_block.1", h, c, context, new_order)
+    h = adm_attend(s, "middle_block.1", h, c, context, new_order, seen)
     h = adm_res(s, "middle_block.2", h, emb)
     for n, skip in enumerate([] if "out.2.qkv_proj.weight" in s else reversed(skips)):
         h = adm_res(s, f"output_blocks.{n}.0", np.concatenate([h, skip], 1), emb)
-        h = adm_attend(s, f"output_blocks.{n}.1", h, c, context, new_order)
+        h = adm_attend(s, f"output_blocks.{n}.1", h, c, context, new_order, seen)
         for last in (1, 2):
             if f"output_blocks.{n}.{last}.in_layers.0.weight" in s:
                 h = adm_res(s, f"output_blocks.{n}.{last}", h, emb, upsample)

@@ -19,7 +19,6 @@ from common.pretrained_clip import CLIPS
 from common.text import TextConfig
 from glide import pretrained as glide
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 RNG = np.random.default_rng
 
 

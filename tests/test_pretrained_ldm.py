@@ -16,7 +16,6 @@ from common.text import TextConfig
 from ldm import pretrained as ldm
 from ldm.presets import FIRST_STAGES
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 RNG = np.random.default_rng
 
 
@@ -222,6 +221,14 @@ def test_every_published_name_and_shape_is_used_once_and_they_are_as_many_as_pub
     found, params = ldm.load("x.ckpt")
     assert found is config
     assert sum(math.prod(x.shape) for x in params.values()) == count(layout)
+
+
+def test_the_parts_have_as_many_tensors_as_published():
+    """BERTEmbedder also has logits, which nothing uses: they are left aside."""
+    text = bert_layout(ldm.PAPER.text, ldm.PAPER.inner)
+    text |= linear("to_logits", ldm.PAPER.text.width, ldm.PAPER.text.vocabulary)
+    assert (count(text), len(text)) == (581_994_042, 422)
+    assert len(ae_layout(ldm.STABLE_V1.first_stage)) == 248
 
 
 @pytest.mark.parametrize("name, parameters", [

@@ -2,6 +2,7 @@
 
     prior-ckpt-step=01000000-of-01000000.ckpt      decoder-ckpt-step=01000000-of-01000000.ckpt
     improved-sr-ckpt-step=1.2M.ckpt                all v1.0.alpha, told apart by their names
+    ViT-L-14_stats.th                              mean and deviation of CLIP's embeddings
 
 All read OpenAI's CLIP ViT-L/14: embeddings of 768 numbers, not brought to length 1, and the text
 tower's last states. These networks learned to count t from 0: wrap what uses them in
@@ -29,20 +30,8 @@ from common.tensorfile import load_tensors
 from common.unet import UNet, UNetConfig
 
 CLIP_DIM = 768
-MARKS = {"model.prd_emb": "prior", "model.cf_param": "decoder",
-         "model_last_step.time_embed.0.weight": "super-resolution"}  # fmt: skip
 BLOCK = {"ln1": "ln_1", "out": "attn.c_proj", "ln2": "ln_2", "mlp_in": "mlp.c_fc",
          "mlp_out": "mlp.c_proj"}  # fmt: skip
-
-
-def read(path: str | Path, kind: str) -> dict[str, np.ndarray]:
-    """The tensors of one of Karlo's files; CheckpointError if it is not of that kind."""
-    tensors = load_tensors(path)
-    found = next((what for name, what in MARKS.items() if name in tensors), None)
-    if found != kind:
-        held = f"Karlo's {found}" if found else "another model"
-        raise CheckpointError(f"{path} holds weights of {held}, not of Karlo's {kind}")
-    return tensors
 
 
 # The prior.
@@ -117,8 +106,18 @@ def load_prior(
     path: str | Path, config: KarloPriorConfig = KarloPriorConfig()
 ) -> tuple[KarloPriorConfig, dict]:
     """(config, params) of Karlo's prior; CheckpointError, in one line, for anything else."""
-    tensors, init = read(path, "prior"), functools.partial(init_prior, config)
+    tensors = pretrained.read(path, "Karlo's prior")
+    init = functools.partial(init_prior, config)
     return config, pretrained.fill(path, tensors, prior_sources(config), init)
+
+
+def load_stats(path: str | Path, dim: int = CLIP_DIM) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation (D,) of image embeddings: the prior draws (z_i - mean) / std."""
+    stats = load_tensors(path)
+    if {name: x.shape for name, x in stats.items()} != {"0": (dim,), "1": (dim,)}:
+        raise CheckpointError(f"{path} is no mean and deviation of {dim} numbers: give Karlo's "
+                              f"ViT-L-14_stats.th")  # fmt: skip
+    return np.float32(stats["0"]), np.float32(stats["1"])
 
 
 def prior_denoiser(config: KarloPriorConfig, params: dict, schedule: Schedule) -> Denoiser:
@@ -144,6 +143,7 @@ def clamp_x0(x0: jax.Array) -> jax.Array:
 
 @dataclass(frozen=True)
 class KarloDecoderConfig:
+    size: int = 64  # pixels
     dim: int = CLIP_DIM
     context: int = 1536  # width of the tokens in front of the attention
     extra_tokens: int = 4
@@ -212,7 +212,8 @@ def load_decoder(
     path: str | Path, config: KarloDecoderConfig = KarloDecoderConfig()
 ) -> tuple[KarloDecoderConfig, dict]:
     """(config, params) of Karlo's decoder; CheckpointError, in one line, for anything else."""
-    tensors, init = read(path, "decoder"), functools.partial(init_decoder, config)
+    tensors = pretrained.read(path, "Karlo's decoder")
+    init = functools.partial(init_decoder, config)
     return config, pretrained.fill(path, tensors, decoder_sources(config), init)
 
 
@@ -256,7 +257,7 @@ def load_super_resolution(
 ) -> tuple[UNetConfig, dict]:
     """(config, {"first_steps": params, "last_step": params}), each UNet's, which takes the small
     picture, enlarged bicubically, as channels. CheckpointError, in one line, for anything else."""
-    tensors = read(path, "super-resolution")
+    tensors = pretrained.read(path, "Karlo's super-resolution")
     sources = {f"{part}/{k}": s for part in ("first_steps", "last_step")
                for k, s in under(f"model_{part}.", openai_unet(config)).items()}  # fmt: skip
     init = functools.partial(init_super_resolution, config)

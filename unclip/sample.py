@@ -12,6 +12,7 @@ import numpy as np
 from common import command, devices, sampler
 from common.devices import in_chunks
 from common.guidance import classifier_free
+from common.pretrained import defaults, is_published
 from common.process import to_uint8
 from common.scenes.captions import canonical
 from glide.model import make_schedule, tokenizer
@@ -44,17 +45,19 @@ class SampleConfig:
     out: Path = Path("out/unclip.png")  # a .png is a labelled grid; a folder, one PNG each
     prior: Literal["diffusion", "ar", "text", "none"] = "diffusion"  # text: its own embedding;
     # none: no embedding, the decoder has the caption alone
-    guidance_scale: float = 2.0  # of the decoder: 1 follows its conditions, more exaggerates them
-    prior_guidance: float = 1.0
-    best_of: int = 2  # draws of the diffusion prior, of which the one nearest the text is kept
+    guidance_scale: float | None = None  # of the decoder: 1 follows, more exaggerates; 2 (Karlo 8)
+    prior_guidance: float | None = None  # 1 (Karlo 4)
+    best_of: int | None = None  # draws of the prior, the one nearest the text is kept; 2 (Karlo 1)
     num: int = 8  # pictures
-    steps: int = 50  # DDIM steps of the decoder
+    steps: int | None = None  # of the decoder: 50 of DDIM (Karlo 25 of DDPM)
     seed: int = 0
-    weights: Path = SHIPPED  # of the decoder
+    weights: Path = SHIPPED  # of the decoder, also Karlo's .ckpt
     prior_weights: Path | None = None  # of the prior
-    clip: Path = SHIPPED_CLIP
+    clip: Path = SHIPPED_CLIP  # for Karlo OpenAI's ViT-L-14.pt
     size: int | None = None  # pixels, the decoder's own or the upsampler's
     upsampler: Path = UPSAMPLER  # weights of the second stage, where size asks for it
+    vocab: Path | None = None  # for Karlo: CLIP's byte pairs
+    stats: Path | None = None  # for Karlo: ViT-L-14_stats.th
 
 
 @functools.cache
@@ -163,6 +166,11 @@ def load_prior(kind: str, path: Path | None, clip: Clip) -> tuple | None:
 
 
 def main(c: SampleConfig) -> None:
+    if is_published(c.weights, c.vocab):
+        from unclip import pretrained_sample  # here: it imports this file
+
+        return pretrained_sample.main(c)
+    c = defaults(c, guidance_scale=2.0, prior_guidance=1.0, best_of=2, steps=50)
     check(c)
     if not 1 <= c.best_of <= 64:
         raise ValueError(f"best_of must be in 1..64, not {c.best_of}")
