@@ -2,12 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
+COURSE := .venv/course
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint train study scenes lessons clean
+.PHONY: help run test lint train study scenes lessons assignments site clean
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 10
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 13
 
 run: $(READY)  ## the main job: captions to pictures, into out/first-light
 	$(BIN)/python -m glide demo
@@ -31,6 +32,13 @@ scenes: $(READY)  ## a sheet of the data set, into out/scenes.png
 lessons: $(READY)  ## notebooks without solutions and outputs, from lessons/*.py
 	$(BIN)/python lessons/build.py
 
+assignments: $(COURSE)  ## students' notebooks and an nbgrader course, into build/assignments
+	$(BIN)/python lessons/assignments.py
+
+site: $(COURSE)  ## the lessons, run, with figures and API as web pages, into build/site
+	$(BIN)/python docs/render.py
+	$(BIN)/python docs/check.py
+
 clean:  ## remove what make installed and drew here; data and runs stay
 	rm -rf .venv out build *.egg-info
 
@@ -40,4 +48,8 @@ $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+$(COURSE): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.txt -e ".[course]"
 	@touch $@

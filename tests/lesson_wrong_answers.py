@@ -364,6 +364,166 @@ WRONG = {
             """,  # an array
         ],
     },
+    "06_the_u_net": {
+        "time_embedding": [
+            """
+            angle = t[:, None] * 10.0 ** (-4 * jnp.arange(width // 2) / (width // 2))[None]
+            return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=1)
+            """,  # DDPM's order
+            """
+            half = width // 2
+            angle = t[:, None] * 10.0 ** (-4 * jnp.arange(half) / (half - 1))[None]
+            return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=1)
+            """,  # DDPM's frequencies
+            """
+            angle = t[:, None] * 10.0 ** (-4 * jnp.arange(1, width // 2 + 1) / (width // 2))[None]
+            return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=1)
+            """,  # counted from 1
+            """
+            angle = t[:, None] * 10.0 ** (-4 * jnp.arange(width // 2) / (width // 2))[None]
+            return jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1).reshape(len(t), -1)
+            """,  # cosines and sines in turn
+            """
+            angle = t[:, None] * 10.0 ** (-4 * jnp.arange(width) / width)[None]
+            return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=1)
+            """,  # twice as long
+        ],
+        "adaptive_norm": [
+            """
+            g = h.reshape(*h.shape[:3], groups, -1)
+            mean, var = g.mean((1, 2, 4), keepdims=True), g.var((1, 2, 4), keepdims=True)
+            normal = ((g - mean) / jnp.sqrt(var + eps)).reshape(h.shape)
+            return normal * scale[:, None, None] + shift[:, None, None]
+            """,  # no 1 +
+            """
+            g = h.reshape(*h.shape[:3], groups, -1)
+            mean, var = g.mean((1, 2, 4), keepdims=True), g.var((1, 2, 4), keepdims=True)
+            normal = ((g - mean) / jnp.sqrt(var + eps)).reshape(h.shape)
+            return normal * (1 + shift[:, None, None]) + scale[:, None, None]
+            """,  # swapped
+            """
+            mean, var = h.mean((1, 2), keepdims=True), h.var((1, 2), keepdims=True)
+            normal = (h - mean) / jnp.sqrt(var + eps)
+            return normal * (1 + scale[:, None, None]) + shift[:, None, None]
+            """,  # every channel for itself
+            """
+            g = h.reshape(*h.shape[:3], groups, -1)
+            mean, var = g.mean(4, keepdims=True), g.var(4, keepdims=True)
+            normal = ((g - mean) / jnp.sqrt(var + eps)).reshape(h.shape)
+            return normal * (1 + scale[:, None, None]) + shift[:, None, None]
+            """,  # every pixel for itself
+            """
+            g = h.reshape(*h.shape[:3], -1, groups)
+            mean, var = g.mean((1, 2, 3), keepdims=True), g.var((1, 2, 3), keepdims=True)
+            normal = ((g - mean) / jnp.sqrt(var + eps)).reshape(h.shape)
+            return normal * (1 + scale[:, None, None]) + shift[:, None, None]
+            """,  # groups of far channels
+            """
+            g = h.reshape(*h.shape[:3], groups, -1)
+            mean, var = g.mean((0, 1, 2, 4), keepdims=True), g.var((0, 1, 2, 4), keepdims=True)
+            normal = ((g - mean) / jnp.sqrt(var + eps)).reshape(h.shape)
+            return normal * (1 + scale[:, None, None]) + shift[:, None, None]
+            """,  # of the whole batch
+        ],
+        "attention": [
+            """
+            q, k, v = (a.reshape(*a.shape[:2], heads, -1) for a in (q, k, v))
+            weight = jax.nn.softmax(jnp.einsum("blhd,bmhd->bhlm", q, k), axis=-1)
+            return jnp.einsum("bhlm,bmhd->blhd", weight, v).reshape(*q.shape[:2], -1)
+            """,  # no sqrt(d)
+            """
+            D = q.shape[-1]
+            q, k, v = (a.reshape(*a.shape[:2], heads, -1) for a in (q, k, v))
+            weight = jax.nn.softmax(jnp.einsum("blhd,bmhd->bhlm", q, k) / jnp.sqrt(D), axis=-1)
+            return jnp.einsum("bhlm,bmhd->blhd", weight, v).reshape(*q.shape[:2], -1)
+            """,  # D for d
+            """
+            q, k, v = (a.reshape(*a.shape[:2], heads, -1) for a in (q, k, v))
+            logits = jnp.einsum("blhd,bmhd->bhlm", q, k) / jnp.sqrt(q.shape[-1])
+            weight = jax.nn.softmax(logits, axis=-2)
+            return jnp.einsum("bhlm,bmhd->blhd", weight, v).reshape(*q.shape[:2], -1)
+            """,  # softmax over the queries
+            """
+            logits = q @ k.swapaxes(1, 2) / jnp.sqrt(q.shape[-1])
+            return jax.nn.softmax(logits, axis=-1) @ v
+            """,  # one head whatever was asked
+            """
+            q, k, v = (a.reshape(*a.shape[:2], heads, -1) for a in (q, k, v))
+            logits = jnp.einsum("blhd,bmhd->bhlm", q, k) / jnp.sqrt(q.shape[-1])
+            return jnp.einsum("bhlm,bmhd->blhd", jax.nn.softmax(logits, axis=-1), v)
+            """,  # heads not joined
+        ],
+    },
+    "07_clip_and_retrieval": {
+        "info_nce": [
+            """
+            logits = jnp.exp(log_scale) * image @ text.T
+            return -jnp.diagonal(jax.nn.log_softmax(logits, axis=1)).mean()
+            """,  # one way
+            """
+            logits = log_scale * image @ text.T
+            rows = jnp.diagonal(jax.nn.log_softmax(logits, axis=1))
+            return -(rows + jnp.diagonal(jax.nn.log_softmax(logits, axis=0))).mean() / 2
+            """,  # the log of the scale
+            """
+            logits = jnp.exp(log_scale) * image @ text.T
+            rows = jnp.diagonal(jax.nn.log_softmax(logits, axis=1))
+            return -(rows + jnp.diagonal(jax.nn.log_softmax(logits, axis=0))).mean()
+            """,  # not halved
+            """
+            logits = jnp.exp(log_scale) * image @ text.T
+            rows = jnp.diagonal(jax.nn.log_softmax(logits, axis=1))
+            return -(rows + jnp.diagonal(jax.nn.log_softmax(logits, axis=0))).sum() / 2
+            """,
+            """
+            logits = jnp.exp(log_scale) * image @ text.T
+            rows = jax.nn.log_softmax(logits, axis=1)
+            return -(rows + jax.nn.log_softmax(logits, axis=0)).mean() / 2
+            """,  # all pairs are right
+            """
+            logits = jnp.exp(-log_scale) * image @ text.T
+            rows = jnp.diagonal(jax.nn.log_softmax(logits, axis=1))
+            return -(rows + jnp.diagonal(jax.nn.log_softmax(logits, axis=0))).mean() / 2
+            """,  # a temperature
+        ],
+        "zero_shot": [
+            "return (image @ prompts.mean(1).T).argmax(1)",  # the mean is shorter than 1
+            """
+            mean = prompts.mean(1)
+            classes = mean / np.linalg.norm(mean, axis=-1, keepdims=True)
+            return (image @ classes.T).argmax(0)
+            """,  # a picture for each class
+            """
+            mean = prompts.mean(1)
+            classes = mean / np.linalg.norm(mean, axis=-1, keepdims=True)
+            return (image @ classes.T).argmin(1)
+            """,
+            "return (image @ prompts.reshape(-1, prompts.shape[-1]).T).argmax(1)",  # of a prompt
+            """
+            mean = prompts.mean(0)
+            classes = mean / np.linalg.norm(mean, axis=-1, keepdims=True)
+            return (image @ classes.T).argmax(1)
+            """,  # over the classes
+        ],
+        "recall": [
+            """
+            nearest = np.argsort(similarity, axis=1)[:, :k]
+            return float((nearest == np.arange(len(similarity))[:, None]).any(1).mean())
+            """,  # the least similar
+            """
+            nearest = np.argsort(-similarity, axis=0)[:k].T
+            return float((nearest == np.arange(len(similarity))[:, None]).any(1).mean())
+            """,  # captions of a picture
+            """
+            nearest = np.argsort(-similarity, axis=1)[:, k - 1]
+            return float((nearest == np.arange(len(similarity))).mean())
+            """,  # the k-th only
+            """
+            nearest = np.argsort(-similarity, axis=1)[:, :k]
+            return float((nearest == np.arange(len(similarity))[:, None]).mean())
+            """,  # divided by k
+        ],
+    },
     "08_glide": {
         "guided": [
             """
@@ -406,6 +566,100 @@ WRONG = {
             "return jnp.where(keep_mask == 1, x0, known)",  # the other way round
             "return x0 + known * keep_mask",  # both
             "return known * keep_mask",  # nothing drawn
+        ],
+    },
+    "12_sdedit": {
+        "step_back": [
+            """
+            (signal, _), (next_signal, _) = schedule.at(m, x.ndim), schedule.at(m - 1, x.ndim)
+            b = transition_variance(schedule, m, m - 1, x.ndim)
+            score = score_from_eps(schedule, m, eps)
+            return (x - b * score) * next_signal / signal + jnp.sqrt(b) * z
+            """,  # away from the data
+            """
+            (signal, _), (next_signal, _) = schedule.at(m, x.ndim), schedule.at(m - 1, x.ndim)
+            b = transition_variance(schedule, m, m - 1, x.ndim)
+            score = score_from_eps(schedule, m, eps)
+            return (x + b * score) * next_signal / signal + b * z
+            """,  # a variance for a deviation
+            """
+            (signal, _), (next_signal, _) = schedule.at(m, x.ndim), schedule.at(m - 1, x.ndim)
+            b = transition_variance(schedule, m, m - 1, x.ndim)
+            score = score_from_eps(schedule, m, eps)
+            return (x + b * score) * signal / next_signal + jnp.sqrt(b) * z
+            """,  # shrinks
+            """
+            (signal, _), (next_signal, _) = schedule.at(m, x.ndim), schedule.at(m - 1, x.ndim)
+            b = transition_variance(schedule, m, m - 1, x.ndim)
+            score = score_from_eps(schedule, m, eps)
+            return x * next_signal / signal + b * score + jnp.sqrt(b) * z
+            """,  # the score's part not grown
+            """
+            (signal, _), (next_signal, _) = schedule.at(m, x.ndim), schedule.at(m - 1, x.ndim)
+            b = transition_variance(schedule, m, m - 1, x.ndim)
+            score = score_from_eps(schedule, m, eps)
+            return (x + b * eps) * next_signal / signal + jnp.sqrt(b) * z
+            """,  # eps for the score
+            """
+            (signal, _), (next_signal, _) = schedule.at(m, x.ndim), schedule.at(m - 1, x.ndim)
+            b = transition_variance(schedule, m, m - 1, x.ndim)
+            score = score_from_eps(schedule, m, eps)
+            return (x + b * score) * next_signal / signal
+            """,  # no noise
+        ],
+        "distance": [
+            "return float((((images - guides) / 255) ** 2).sum((1, 2, 3)).mean())",  # uint8 wraps
+            """
+            gap = images.astype(float) - guides.astype(float)
+            return float((gap**2).sum((1, 2, 3)).mean())
+            """,  # not in [0, 1]
+            """
+            gap = (images.astype(float) - guides.astype(float)) / 255
+            return float((gap**2).mean())
+            """,  # the mean over pixels
+            """
+            gap = (images.astype(float) - guides.astype(float)) / 255
+            return float((gap**2).sum())
+            """,  # summed over pictures
+            """
+            gap = (images.astype(float) - guides.astype(float)) / 255
+            return float(np.abs(gap).sum((1, 2, 3)).mean())
+            """,
+        ],
+        "keep_rest": [
+            "return jnp.where(edit_mask == 1, schedule.add_noise(guide, m, z), x)",  # inverted
+            "return jnp.where(edit_mask == 1, x, guide)",  # clean among the noisy
+            "return jnp.where(edit_mask == 1, x, schedule.add_noise(guide, m - 1, z))",
+            "return jnp.where(edit_mask == 1, x, schedule.add_noise(x, m, z))",  # not the guide
+        ],
+    },
+    "13_many_devices": {
+        "device_grads": [
+            "return jax.value_and_grad(loss_fn)(params, batch, keys)",  # nothing exchanged
+            """
+            loss, grads = jax.value_and_grad(loss_fn)(params, batch, keys)
+            return jax.lax.psum((loss, grads), "data")
+            """,  # the sum
+            """
+            loss, grads = jax.value_and_grad(loss_fn)(params, batch, keys)
+            return jax.lax.pmean(loss, "data"), grads
+            """,  # the loss alone
+            """
+            loss, grads = jax.value_and_grad(loss_fn)(params, batch, keys)
+            return jax.lax.pmean(loss, "data"), jax.lax.psum(grads, "data")
+            """,
+            """
+            loss, grads = jax.value_and_grad(loss_fn)(params, batch, keys)
+            return jax.lax.pmean(grads, "data")
+            """,  # no loss
+        ],
+        "split": [
+            "return batch.reshape(len(batch) // devices, devices, *batch.shape[1:])",
+            "return batch.reshape(-1, devices, *batch.shape[1:]).swapaxes(0, 1)",  # dealt out
+            """
+            each = len(batch) // devices
+            return batch[: each * devices].reshape(devices, each, *batch.shape[1:])
+            """,  # loses the rest
         ],
     },
 }

@@ -24,6 +24,7 @@ LESSONS = build.sources()
 STEMS = [p.stem for p in LESSONS]
 # A student's jax: ours in conftest.py is stricter, and would raise where a check should explain.
 STUDENT = {"JAX_PLATFORMS": "cpu", "JAX_NUMPY_RANK_PROMOTION": "allow", "QUICK": "1"}
+DEVICES = "--xla_force_host_platform_device_count"
 STUDENT |= {"MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT)}
 
 
@@ -52,6 +53,20 @@ def answered(source, answer):
     if answer is None:
         return build.strip(source)
     return build.replace_solution(source, textwrap.dedent(answer).strip("\n"))
+
+
+def wants_devices(path):
+    """Does the lesson simulate devices, and has this process only one?"""
+    return DEVICES in path.read_text() and jax.device_count() == 1
+
+
+def run_with_devices(node):
+    """The same test in a process of its own: devices are simulated before jax is imported."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}=8"
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", node.nodeid]
+    options = {"cwd": ROOT, "env": {**os.environ, "XLA_FLAGS": flags}, "text": True}
+    result = subprocess.run(command, capture_output=True, **options)
+    assert result.returncode == 0 and "1 passed" in result.stdout, result.stdout + result.stderr
 
 
 @pytest.fixture(autouse=True)
@@ -87,8 +102,10 @@ def test_a_lesson_runs_in_a_kernel_and_shows_its_figures(monkeypatch):
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=STEMS)
-def test_checks_catch_wrong_answers_and_blank_ones(path):
+def test_checks_catch_wrong_answers_and_blank_ones(path, request):
     """Each wrong answer, and none, goes into the run at its place; then the right one goes on."""
+    if wants_devices(path):
+        return run_with_devices(request.node)
     namespace, pending, failures = {"__name__": "__main__"}, {}, []
     wrong = dict(WRONG.get(path.stem, {}))
     for cell in code_cells(path):
@@ -119,7 +136,7 @@ def test_checks_catch_wrong_answers_and_blank_ones(path):
     assert not wrong, f"no such exercise in {path.name}: {', '.join(wrong)}"
 
 
-@pytest.mark.parametrize("stem", ["00_jax", "01_forward_process", "02_learning_to_denoise"])
+@pytest.mark.parametrize("stem", STEMS)
 def test_each_exercise_has_three_wrong_answers(stem):
     path = ROOT / "lessons" / f"{stem}.py"
     exercises = [c.source for c in code_cells(path) if build.SOLUTION.search(c.source)]
@@ -130,8 +147,10 @@ def test_each_exercise_has_three_wrong_answers(stem):
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=STEMS)
-def test_a_stuck_student_can_go_on(path):
+def test_a_stuck_student_can_go_on(path, request):
     """Of the notebook as handed out, only exercises and their checks stop; the rest runs."""
+    if wants_devices(path):
+        return run_with_devices(request.node)
     namespace = {"__name__": "__main__"}
     for cell in nbformat.read(build.NOTEBOOKS / f"{path.stem}.ipynb", 4).cells:
         if cell.cell_type != "code":

@@ -1,0 +1,132 @@
+"""Hidden tests of the assignments: what a lesson's check asks, asked of other numbers.
+
+HIDDEN[lesson][exercise] is code that runs after the visible check, inside a function, with the
+names of the notebook. An instructor may keep another such file out of the repository:
+python lessons/assignments.py --hidden mine.py
+"""
+
+HIDDEN = {
+    "00_jax": {
+        "noise_like": """
+x, other = jnp.zeros((5, 2)), jax.random.key(11)
+assert jnp.allclose(noise_like(other, x), sampler.noise_like(other, x), atol=1e-6)
+assert jnp.array_equal(noise_like(other, x)[:3], noise_like(other, x[:3])), "depends on B"
+""",
+        "sgd_step": """
+start = jax.tree.map(lambda p: 1.5 * p + 0.1, params)
+loss, grads = jax.value_and_grad(loss_fn)(start, batch, keys)
+got = sgd_step(start, batch, keys, 0.03)
+assert same(got[0], jax.tree.map(lambda p, g: p - 0.03 * g, start, grads))
+assert jnp.allclose(got[1], loss)
+""",
+        "run": """
+other, at, losses = jax.random.key(12), start, []
+for i in range(4):
+    at, metrics = step(at, batch, train.example_keys(other, i, n))
+    losses.append(metrics["loss"])
+last, got = run(start, batch, other, 4)
+assert same(last.params, at.params) and jnp.allclose(got, jnp.array(losses), atol=1e-5)
+""",
+    },
+    "01_forward_process": {
+        "tables": """
+some = np.linspace(1e-3, 0.05, 50)
+signal, noise = map(np.asarray, tables(some))
+assert signal.shape == noise.shape == (51,)
+assert np.allclose(signal[1:] ** 2, np.cumprod(1 - some)) and np.allclose(noise**2, 1 - signal**2)
+""",
+        "add_noise": """
+table, t = schedule.cosine(T=50), jnp.array([0, 7, 50])
+x0, eps = jax.random.normal(jax.random.key(11), (2, 3, 5, 4, 1))
+got = add_noise(table.signal, table.noise, x0, t, eps)
+assert jnp.allclose(got, table.add_noise(x0, t, eps), atol=1e-5)
+""",
+        "merge_time": """
+table = schedule.scaled_linear()
+t = int(np.argmax(np.asarray(table.noise / table.signal) >= np.sqrt(1.5**2 - 0.5**2)))
+assert merge_time(table, 1.5, 0.5) == t
+""",
+    },
+    "02_learning_to_denoise": {
+        "eps_loss": """
+keys = train.example_keys(jax.random.key(11), 5, 300)
+x_t, t, eps = train.noise_batch(table, data[-300:], keys)
+guess = lambda x, t: 0.5 * x + t[:, None] / 1000
+right = jnp.square(guess(x_t, t) - eps).mean()
+assert jnp.isclose(eps_loss(guess, data[-300:], keys), right, rtol=1e-4)
+""",
+        "x0_from_eps": """
+other, t = schedule.cosine(), jnp.array([5, 300, 700])
+x, eps = jax.random.normal(jax.random.key(11), (2, 3, 4, 4, 1))
+got = x0_from_eps(other, x, t, eps)
+assert jnp.allclose(got, process.x0_from_eps(other, x, t, eps), rtol=1e-4, atol=1e-4)
+""",
+    },
+    "03_sampling": {
+        "ddim_step": """
+table, (x, eps, z) = schedule.cosine(), jax.random.normal(jax.random.key(11), (3, 2, 3, 3, 1))
+t, s = jnp.array([800, 41]), jnp.array([799, 3])
+want = sampler.ddim_step(table, x, process.Prediction(eps), t, s, z, eta=0.3)
+assert jnp.allclose(ddim_step(table, x, eps, t, s, z, 0.3), want, rtol=1e-4, atol=1e-4)
+""",
+        "error": """
+end = walk(x_T, sampler.timesteps(S.T, 7), path_key, 0.0)[-1]
+assert np.isclose(error(7), np.linalg.norm(end - fine, axis=-1).mean(), rtol=1e-3)
+""",
+        "up_step": """
+x = 0.5 * data[:9] + 0.1
+want = sampler.invert(exact, S, x, [810, 130], nothing(x))
+assert jnp.allclose(up_step(x, 130, 810), want, atol=1e-4)
+""",
+    },
+    "04_classifier_guidance": {
+        "log_prob": """
+x, t = jax.random.normal(jax.random.key(11), (9, 2)), jnp.arange(9) * 100 + 50
+y = {"label": jnp.arange(9) % 3}
+assert jnp.allclose(log_prob(x, t, y), classifier(x, t, y), atol=1e-4)
+""",
+        "gradient_guidance": """
+x, t = jax.random.normal(jax.random.key(11), (9, 2)), jnp.arange(9) * 100 + 50
+y, table = {"label": jnp.arange(9) % 3}, schedule.cosine()
+slope = lambda x, t, cond: -jnp.square(x - cond["label"][:, None]).sum(1)
+want = guidance.gradient_guidance(unconditional, slope, table, 0.7)(x, t, y).eps
+got = gradient_guidance(unconditional, slope, table, 0.7)(x, t, y).eps
+assert jnp.allclose(got, want, atol=1e-4)
+""",
+    },
+    "05_classifier_free_guidance": {
+        "drop_condition": """
+keys, label = jax.random.split(jax.random.key(11), 50), jnp.arange(50)
+want = train.drop_condition(keys, {"label": label}, null, 0.7)["label"]
+assert jnp.array_equal(drop_condition(keys, label, 0.7), want)
+assert jnp.array_equal(drop_condition(keys, label, 0.0), label)
+""",
+        "classifier_free": """
+x, t, y = jax.random.normal(jax.random.key(11), (9, 2)), jnp.arange(1, 10) * 90, jnp.arange(9) % K
+denoise = lambda x, t, cond: Prediction(x * (2.0 + cond["label"][:, None]) + t[:, None] / 900)
+for null_cond, s in ((null, 1.7), ({"label": jnp.array(2)}, -0.5)):
+    want = guidance.classifier_free(denoise, null_cond, s)(x, t, {"label": y}).eps
+    got = classifier_free(denoise, null_cond, s)(x, t, {"label": y}).eps
+    assert jnp.allclose(got, want, atol=1e-4)
+""",
+    },
+    "08_glide": {
+        "guided": """
+x, t = jax.random.normal(jax.random.key(11), (3, 4, 4, 3)), jnp.array([3, 50, 999])
+toy = lambda x, t, cond: Prediction(x * cond["a"][:, None, None], 2 * x + cond["a"][:, None, None])
+cond, nothing = {"a": jnp.arange(9.0).reshape(3, 3)}, {"a": jnp.ones((3, 3))}
+got, want = (f(toy, nothing, 1.7)(x, t, cond) for f in (guided, guidance.classifier_free))
+assert jnp.allclose(got.eps, want.eps, atol=1e-5) and jnp.allclose(got.v, want.v, atol=1e-5)
+""",
+        "price": """
+table = {"a": np.array([0.5, 2.5, 1.0]), "b": np.array([4.0, 0.0, 3.5])}
+assert np.isclose(price(table.get, "a", "b"), 3.5 / 3)
+""",
+        "paste": """
+x0, known = jax.random.normal(jax.random.key(11), (2, 3, 5, 4, 3))
+keep_mask = (jnp.arange(60).reshape(3, 5, 4, 1) % 3 == 0).astype(jnp.float32)
+right = keep_mask * known + (1 - keep_mask) * x0
+assert jnp.allclose(paste(x0, known, keep_mask), right, atol=1e-6)
+""",
+    },
+}
