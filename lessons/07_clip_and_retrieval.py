@@ -215,11 +215,11 @@ for name, changed in changes.items():
 # </details>
 #
 # ## What you should see
-# Pixels find the same thing in fewer than 20% of pictures, CLIP in more than half. Colours are told
+# Pixels find the same thing in fewer than 30% of pictures, CLIP in more than half. Colours are told
 # nearly always. Own picture among the first 5: more than 0.8 of the captions.
 
 # %%
-assert pixel_share < 0.2 and clip_share > 0.5 and found[5] > 0.8 and true > found[1]
+assert pixel_share < 0.3 and clip_share > 0.5 and found[5] > 0.8 and true > found[1]
 assert told["replaced"] > 0.95 > told["exchanged"] > told["place"] and told["place"] < 0.75
 assert 0.5 * learned < scales[paid.argmin()] < 2 * learned and (paid[0] > ideal(1.0) > 2)
 

@@ -167,13 +167,13 @@ plot.curve(series, xlabel="t0", ylabel="share", title="the price of realism")
 # </details>
 #
 # ## What you should see
-# The colour is found in fewer than 0.6 of the daubs, in more than 0.75 at $t_0 = 0.2$ and in few
+# The colour is found in fewer than 0.65 of the daubs, in more than 0.75 at $t_0 = 0.2$ and in few
 # at 0.9. The distance rises from 0 (the daub comes back, bit for bit) to more than 100.
 
 # %%
 assert (drawn[0.0] == guides).all() and (np.diff(far) > 0).all() and far[2] < 20 < 100 < far[-1]
 assert judge(weak)[1] < found[2]  # very little noise is too little
-assert found[0] < 0.6 < 0.75 < found[2] and found[-1] < 0.5 < valid[2]
+assert found[0] < 0.65 < 0.75 < found[2] and found[-1] < 0.5 < valid[2]
 
 # %% [markdown]
 # ### Exercise 3 · keep the rest (5 minutes)

@@ -39,8 +39,8 @@ print("jax", jax.__version__, "on", D, jax.devices()[0].platform, "devices")
 #
 # `pmap` runs one program per device, where *you* say what is exchanged: `jax.lax.pmean`. A sharded
 # `jit` compiles one program for the whole batch, cut into pieces; the compiler finds out what must
-# be exchanged. Simulated devices share one processor: here nothing gets faster, but all numbers are
-# what eight real ones would give. Our model is small on purpose, in the plane, two layers.
+# be exchanged. Simulated devices share one processor: nothing gets faster here, but the numbers are
+# what eight real ones give, to rounding. Our model is small on purpose: two layers, in the plane.
 
 # %%
 S, B = schedule.linear(1000), 8 * D

@@ -19,7 +19,7 @@ WORKER = Path(__file__).parent / "device_worker.py"
 
 def start(count, *args):
     """The worker in a process that sees `count` CPU devices."""
-    flags = f"--xla_force_host_platform_device_count={count}"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}"
     env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         [sys.executable, WORKER, *map(str, args)],
