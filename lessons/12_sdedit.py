@@ -100,8 +100,8 @@ key, no, end = jax.random.key(0), jnp.zeros_like(flat), jnp.array(8)
 grown = step_back(S, flat, end, no, no)
 why = "without noise and score the signal must grow from signal_m to signal_(m-1)"
 assert grown is not None and jnp.allclose(grown, flat * S.signal[7] / S.signal[8], rtol=1e-4), why
-b = transition_variance(S, 8, 7, 0)
-assert jnp.allclose(step_back(S, no, end, no, no + 1), b**0.5, rtol=1e-3), "noise z sqrt(b)"
+b, why = transition_variance(S, 8, 7, 0), "the noise of a step is sqrt(b) z, of variance b"
+assert jnp.allclose(step_back(S, no, end, no, no + 1), b**0.5, rtol=1e-3), why
 library = sde.edit(fake, S, flat, None, key, last="paper")
 assert jnp.allclose(walk(step_back, key), library, atol=1e-3), "the score's part: + b score, inside"
 

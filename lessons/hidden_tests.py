@@ -110,6 +110,43 @@ for null_cond, s in ((null, 1.7), ({"label": jnp.array(2)}, -0.5)):
     assert jnp.allclose(got, want, atol=1e-4)
 """,
     },
+    "06_the_u_net": {
+        "time_embedding": """
+t = jnp.array([0, 7, 123, 1000])
+assert jnp.allclose(time_embedding(t, 12), blocks.time_embedding(t, 12), atol=1e-3)
+""",
+        "adaptive_norm": """
+h = 5 + jax.random.normal(jax.random.key(11), (3, 2, 5, 8)) * jnp.arange(1, 9)
+ada, neutral = jnp.linspace(-1, 1, 24).reshape(3, 8), {"scale": jnp.ones(8), "bias": jnp.zeros(8)}
+want = blocks.GroupNorm(groups=2).apply({"params": neutral}, h, (ada, 2 * ada))
+assert jnp.allclose(adaptive_norm(h, ada, 2 * ada, 2), want, atol=1e-2)
+""",
+        "attention": """
+q, k, v = jax.random.normal(jax.random.key(11), (3, 3, 6, 12))
+k, v = k[:, :5], v[:, :5]
+for heads in (1, 3, 4):
+    assert jnp.allclose(attention(q, k, v, heads), blocks.attention(q, k, v, heads), atol=1e-4)
+""",
+    },
+    "07_clip_and_retrieval": {
+        "info_nce": """
+a, b = clip.normalise(jax.random.normal(jax.random.key(11), (2, 6, 4)))
+want = clip.info_nce(a, b, jnp.arange(6)[:, None], jnp.array(1.5))[0]
+assert jnp.isclose(info_nce(a, b, jnp.array(1.5)), want, atol=1e-4)
+""",
+        "zero_shot": """
+some = np.random.default_rng(11)
+prompts = np.asarray(clip.normalise(some.normal(size=(7, 3, 5)) + np.arange(3)[:, None]))
+image = np.asarray(clip.normalise(some.normal(size=(90, 5))))
+want = clip.zero_shot(image, clip.class_embeddings(prompts))
+assert (np.asarray(zero_shot(image, prompts)) == np.asarray(want)).all()
+""",
+        "recall": """
+table = np.random.default_rng(11).normal(size=(40, 40))
+for k in (1, 4, 40):
+    assert np.isclose(recall(table, k), clip.recall(table, np.eye(40, dtype=bool), k))
+""",
+    },
     "08_glide": {
         "guided": """
 x, t = jax.random.normal(jax.random.key(11), (3, 4, 4, 3)), jnp.array([3, 50, 999])
@@ -127,6 +164,45 @@ x0, known = jax.random.normal(jax.random.key(11), (2, 3, 5, 4, 3))
 keep_mask = (jnp.arange(60).reshape(3, 5, 4, 1) % 3 == 0).astype(jnp.float32)
 right = keep_mask * known + (1 - keep_mask) * x0
 assert jnp.allclose(paste(x0, known, keep_mask), right, atol=1e-6)
+""",
+    },
+    "12_sdedit": {
+        "step_back": """
+other, (x, eps, z) = sde.vp(0.8, 20), jax.random.normal(jax.random.key(11), (3, 2, 2, 2, 3))
+signal, noise = other.at(13, 4)
+b = transition_variance(other, 13, 12, 4)
+want = (x - b * eps / noise) * other.at(12, 4)[0] / signal + jnp.sqrt(b) * z
+assert jnp.allclose(step_back(other, x, 13, eps, z), want, atol=1e-4)
+""",
+        "distance": """
+some = np.random.default_rng(11).integers(0, 256, (2, 3, 5, 4, 3), dtype=np.uint8)
+want = np.square(some[0] / 255 - some[1] / 255).sum() / 3
+assert np.isclose(distance(*some), want)
+""",
+        "keep_rest": """
+other, (x, guide, z) = sde.vp(0.8, 20), jax.random.normal(jax.random.key(11), (3, 2, 4, 4, 3))
+mask = (jnp.arange(32).reshape(2, 4, 4, 1) % 3 == 0).astype(jnp.float32)
+want = mask * x + (1 - mask) * other.add_noise(guide, 9, z)
+assert jnp.allclose(keep_rest(other, x, guide, mask, 9, z), want, atol=1e-4)
+""",
+    },
+    "13_many_devices": {
+        "device_grads": """
+keys = jax.random.split(jax.random.key(11), len(batch))
+want = jax.value_and_grad(loss_fn)(params, batch, keys)
+run = jax.pmap(device_grads, "data", in_axes=(None, 0, 0))
+losses, grads = jax.device_get(run(params, cut(batch), cut(keys)))
+assert np.allclose(losses, want[0], rtol=1e-4) and off(on_device(grads, D - 1), want[1]) < 1e-4
+""",
+        "split": """
+x = np.arange(30).reshape(6, 5, 1)
+assert (split(x, 3) == x.reshape(3, 2, 5, 1)).all()
+try:
+    split(x, 4)
+except ValueError:
+    pass
+else:
+    raise AssertionError("6 rows cannot be cut for 4 devices")
 """,
     },
 }

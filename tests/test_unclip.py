@@ -198,7 +198,7 @@ def test_the_noised_embedding_is_the_same_whether_the_text_is_dropped_or_not(mon
         diffusion_prior.draw(config, {}, TOKENS, unit(4), guidance_scale=s, **options)
         for s in (1.0, 5.0)
     )
-    assert_allclose(one, five, rtol=1e-4, atol=1e-5)
+    assert_allclose(one, five, atol=2e-4)  # a scale of 5 is also 5 times the rounding
 
 
 def test_the_prior_is_causal_in_the_order_text_time_image_query(prior):
