@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from common import checkpoint, schedule
 from common.guidance import Denoiser
-from common.process import Prediction, eps_from_velocity
+from common.process import Prediction, eps_from_velocity, eps_from_x0
 from common.scenes.captions import VOCABULARY
 from common.schedule import Schedule
 from common.text import TextConfig, TextEncoder, WordTokenizer
@@ -32,7 +32,7 @@ class GlideConfig:
     size: int = 64  # pixels
     T: int = 1000  # diffusion times
     schedule: str = "cosine"  # GLIDE's squaredcos_cap_v2
-    prediction: str = "eps"  # what the network predicts: "eps" (GLIDE) or "velocity"
+    prediction: str = "eps"  # what the network predicts: "eps" (GLIDE), "velocity" or "x0"
     inputs: tuple[str, ...] = ()  # pictures beside x: "known" (inpainting), then "low_res"
     unet: UNetConfig = field(
         default_factory=lambda: UNetConfig(
@@ -124,11 +124,13 @@ TINY = replace(
     text=replace(_words, width=32, layers=1),
 )
 
-# 32 -> 64 px. Most of the picture is given, so it may work on patches of 4 x 4 pixels.
+# 32 -> 64 px. Most of the picture is given, so it may work on patches of 4 x 4 pixels. Their noise
+# is more than 48 channels can carry: a network that had to tell it would leave grain behind.
 SMALL_UPSAMPLER = replace(
     SMALL,
     size=64,
     schedule="linear",
+    prediction="x0",
     inputs=("low_res",),
     unet=replace(SMALL.unet, patch=4),
 )
@@ -190,6 +192,8 @@ def predict(config: GlideConfig, output: jax.Array, x: jax.Array, t: jax.Array) 
     value, v = jnp.split(output, 2, axis=-1)
     if config.prediction == "velocity":
         value = eps_from_velocity(make_schedule(config), x, t, value)
+    elif config.prediction == "x0":
+        value = eps_from_x0(make_schedule(config), x, t, value)
     return Prediction(value, v)
 
 

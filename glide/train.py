@@ -79,8 +79,8 @@ def denoising_loss(config, apply, x0: jax.Array, keys: jax.Array, late: float):
     weights = jnp.arange(1, schedule.T + 1) ** late if late else None
     x, t, eps = train.noise_batch(schedule, x0, keys, weights)
     output = apply(x, t)
-    target = velocity(schedule, x0, t, eps) if config.prediction == "velocity" else eps
-    error = output[..., : config.channels] - target
+    targets = {"eps": eps, "velocity": velocity(schedule, x0, t, eps), "x0": x0}
+    error = output[..., : config.channels] - targets[config.prediction]
     return train.hybrid_loss(schedule, predict(config, output, x, t), error, x0, x, t)
 
 

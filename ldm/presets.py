@@ -14,7 +14,7 @@ PAPER_VQ = replace(PAPER_KL, kind="vq")
 # Paper: small and tiny differ in scale and in the space-to-depth stem, which brings the picture at
 # once to the resolution of the latent; only the last convolution sees every pixel.
 SMALL_KL = AutoencoderConfig(
-    size=64, channels=3, codes=256, width=64, multipliers=(1,), blocks=1, groups=8, patch=4
+    size=64, channels=4, codes=256, width=64, multipliers=(1,), blocks=1, groups=8, patch=4
 )
 TINY_KL = replace(SMALL_KL, size=32, codes=16, width=8, multipliers=(1, 1), groups=4, patch=2)
 
@@ -24,7 +24,7 @@ def of_factor(f: int, kind: str = "kl") -> AutoencoderConfig:
     if f == 1:
         return replace(IDENTITY, size=SMALL_KL.size)
     patch, width, multipliers, channels = {
-        2: (2, 32, (1,), 2), 4: (4, 64, (1,), 3), 8: (4, 64, (1, 2), 4), 16: (4, 64, (1, 2, 2), 8)
+        2: (2, 32, (1,), 2), 4: (4, 64, (1,), 4), 8: (4, 64, (1, 2), 8), 16: (4, 64, (1, 2, 2), 16)
     }[f]  # fmt: skip
     return replace(SMALL_KL, kind=kind, patch=patch, width=width, multipliers=multipliers,
                    channels=channels)  # fmt: skip
@@ -85,8 +85,7 @@ SMALL = LdmConfig(
     first_stage=SMALL_KL,
     latent_scale=1.0,
     prediction="velocity",
-    unet=replace(STABLE, out_channels=3, width=48, multipliers=(1, 1.5), attention=(2,),
-                 heads=None, head_dim=24, groups=8, patch=2),
+    unet=replace(STABLE, width=48, multipliers=(1, 1.5), attention=(2,), heads=None, head_dim=24, groups=8, patch=2),
     text=TextConfig(vocabulary=len(VOCABULARY) + 1, length=24, width=104, layers=2, heads=4,
                     order=True),
     inner=None,
@@ -96,8 +95,9 @@ TINY = replace(
     SMALL,
     size=32,
     first_stage=TINY_KL,
-    unet=replace(SMALL.unet, width=16, multipliers=(1,), blocks=1, attention=(1,), head_dim=8,
-                 groups=4),
+    unet=replace(
+        SMALL.unet, width=16, multipliers=(1,), blocks=1, attention=(1,), head_dim=8, groups=4
+    ),
     text=replace(SMALL.text, width=32, layers=1),
     class_width=32,
 )

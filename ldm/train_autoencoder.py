@@ -31,7 +31,7 @@ class AutoencoderTrainConfig(run.RunConfig):
     """`python -m ldm train-autoencoder`: each field is an option."""
 
     out: Path = Path("runs/autoencoder")  # checkpoints, metrics, weights, reconstruction.json
-    steps: int = 2_600
+    steps: int = 6_000
     batch_size: int = 8
     lr: float = 1e-3  # Adam, betas 0.5 and 0.9; warms up, then falls to 0 as a cosine
     preset: Literal[tuple(FIRST_STAGES)] = "small"  # which first stage
@@ -39,7 +39,7 @@ class AutoencoderTrainConfig(run.RunConfig):
     codebook_weight: float = 1.0  # of the VQ terms
     beta_on: Literal["codebook", "commitment"] = "codebook"  # the VQ term that is quartered
     perceptual: float = 1.0  # weight of the perceptual distance beside the absolute difference
-    disc_start: int = 2_000  # step from which the discriminator learns and is listened to
+    disc_start: int = 5_000  # step from which the discriminator learns and is listened to
     disc_weight: float = 0.5  # of its loss, beside the adaptive weight
     disc_layers: Literal[1, 2, 3] = 2  # it judges patches of 16, 34 or 70 pixels with 1, 2 or 3
     disc_width: int = 16  # its channels, a multiple of 4
