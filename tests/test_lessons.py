@@ -1,6 +1,6 @@
 """Every lesson runs; its notebook is current and holds no solution; its checks catch wrong answers.
 
-The checks are tried on the answers of lesson_wrong_answers.py, inside one run of the lesson.
+The checks are tried on the solutions and on lesson_wrong_answers.py, inside one run of the lesson.
 """
 
 import os
@@ -49,9 +49,7 @@ def run(source, namespace):
 
 
 def answered(source, answer):
-    """An exercise cell with this answer in it, or as it is handed out."""
-    if answer is None:
-        return build.strip(source)
+    """An exercise cell with this answer in it."""
     return build.replace_solution(source, textwrap.dedent(answer).strip("\n"))
 
 
@@ -81,13 +79,6 @@ def as_a_student(monkeypatch):
     plt.close("all")
 
 
-@pytest.mark.parametrize("path", LESSONS, ids=STEMS)
-def test_a_lesson_runs_whole(path):
-    options = {"cwd": path.parent, "env": {**os.environ, **STUDENT}, "text": True}
-    result = subprocess.run([sys.executable, str(path)], capture_output=True, **options)
-    assert result.returncode == 0, result.stderr
-
-
 def test_a_lesson_runs_in_a_kernel_and_shows_its_figures(monkeypatch):
     """The first one, solutions in, started in the folder of its notebook; no path is set."""
     nbclient = pytest.importorskip("nbclient")
@@ -102,37 +93,46 @@ def test_a_lesson_runs_in_a_kernel_and_shows_its_figures(monkeypatch):
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=STEMS)
-def test_checks_catch_wrong_answers_and_blank_ones(path, request):
-    """Each wrong answer, and none, goes into the run at its place; then the right one goes on."""
+def test_a_lesson_runs_for_a_stuck_student_and_checks_tell_right_from_wrong(path, request):
+    """One run of the cells as handed out, which only exercises and checks may stop.
+
+    After each exercise its checks are also tried on the solution and on the wrong answers.
+    """
     if wants_devices(path):
         return run_with_devices(request.node)
-    namespace, pending, failures = {"__name__": "__main__"}, {}, []
+    blank, solved, tries = {"__name__": "__main__"}, {}, {}
     wrong = dict(WRONG.get(path.stem, {}))
     for cell in code_cells(path):
-        if pending and not is_check(cell):
-            failures += [f"{name} passed: {answer!r}" for name, answer in pending]
-            pending = {}
-        if is_check(cell):
-            for answer, attempt in list(pending.items()):
-                try:
-                    run(cell.source, attempt)
-                except Exception as error:
-                    del pending[answer]
-                    blank = isinstance(error, NotImplementedError)
-                    assert blank == (answer[1] is None), (answer, repr(error))
-                    assert blank or len(str(error)) >= 20, f"{answer}: {error!r} teaches nothing"
-        run(cell.source, namespace)
-        if build.SOLUTION.search(cell.source):
+        if not is_check(cell):
+            assert not set(tries) - {"solution"}, f"passed: {set(tries) - {'solution'}}"
+            tries = {}
+        exercise = build.SOLUTION.search(cell.source)
+        stopped = False
+        try:
+            run(build.strip(cell.source) if exercise else cell.source, blank)
+        except NotImplementedError as error:
+            stopped = True
+            assert "your turn" in str(error) and (exercise or is_check(cell))
+        if exercise:
             name = build.exercise_name(cell.source)
-            for answer in (None, *wrong.pop(name, ())):
-                attempt = dict(namespace)
-                try:
-                    run(answered(cell.source, answer), attempt)
-                except NotImplementedError as error:
-                    assert answer is None and "your turn" in str(error)
-                else:
-                    pending[name, answer] = attempt
-    assert not failures and not pending, "\n".join(failures) or f"no check after {pending.keys()}"
+            answers = wrong.pop(name, ())
+            sources = {"solution": cell.source} | {a: answered(cell.source, a) for a in answers}
+            tries = {answer: {**blank, **solved} for answer in sources}
+            for answer, source in sources.items():
+                run(source, tries[answer])
+            solved[name] = tries["solution"][name]  # a later exercise may use it
+        elif tries:
+            assert stopped, f"nothing was answered, and this passed: {cell.source}"
+        for answer, namespace in list(tries.items()) if is_check(cell) else ():
+            try:
+                run(cell.source, namespace)
+            except Exception as error:
+                if answer == "solution":
+                    raise
+                del tries[answer]
+                assert not isinstance(error, NotImplementedError), answer
+                assert len(str(error)) >= 20, f"{answer}: {error!r} teaches nothing"
+    assert not tries, "an exercise without a check"
     assert not wrong, f"no such exercise in {path.name}: {', '.join(wrong)}"
 
 
@@ -144,21 +144,6 @@ def test_each_exercise_has_three_wrong_answers(stem):
     assert 1 <= len(names) <= 3
     for name in names:
         assert len(WRONG[stem][name]) >= 3, name
-
-
-@pytest.mark.parametrize("path", LESSONS, ids=STEMS)
-def test_a_stuck_student_can_go_on(path, request):
-    """Of the notebook as handed out, only exercises and their checks stop; the rest runs."""
-    if wants_devices(path):
-        return run_with_devices(request.node)
-    namespace = {"__name__": "__main__"}
-    for cell in nbformat.read(build.NOTEBOOKS / f"{path.stem}.ipynb", 4).cells:
-        if cell.cell_type != "code":
-            continue
-        try:
-            run(cell.source, namespace)
-        except NotImplementedError as error:
-            assert "your turn" in str(error) and (is_check(cell) or "your turn" in cell.source)
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=STEMS)
