@@ -38,7 +38,8 @@ class ClipTrainConfig(run.RunConfig):
 
     out: Path = Path("runs/clip")  # checkpoints, metrics.jsonl, weights.safetensors, accuracy.json
     steps: int = 6_000
-    batch_size: int = 128
+    batch_size: int = 128  # rows of `group` pictures
+    group: int = 1  # pictures of the same colours that stay together; 1: all at random, as in CLIP
     lr: float = 5e-4  # AdamW; warms up, then falls to 0 as a cosine
     preset: Literal["tiny", "small"] = "small"  # which model
     noised: bool = False  # train on x_t, t uniform, with a token per time: what guidance needs
@@ -51,11 +52,16 @@ class ClipTrainConfig(run.RunConfig):
 def make_loss(config: ClipConfig, axis_name: str | None = None) -> train.LossFn:
     """InfoNCE of a batch {"image": uint8 (B, H, W, 3), "tokens": (B, phrasings, L)}.
 
+    Rows may be groups, (B, group, ...): they are compared with each other and all other groups.
     axis_name: inside pmap, where every device compares its pictures with the captions of all.
     """
     schedule = cosine(config.T) if config.T else None
 
     def loss_fn(params, batch, keys):
+        if batch["image"].ndim == 5:
+            group = batch["image"].shape[1]
+            keys = jax.vmap(lambda key: jax.random.split(key, group))(keys).reshape(-1)
+            batch = {name: rows.reshape(-1, *rows.shape[2:]) for name, rows in batch.items()}
         x, t = to_float(batch["image"]), None
         noise_keys, phrase_keys = jax.vmap(lambda key: tuple(jax.random.split(key)))(keys)
         phrasings = batch["tokens"].shape[1]
@@ -68,6 +74,18 @@ def make_loss(config: ClipConfig, axis_name: str | None = None) -> train.LossFn:
         return loss, {"accuracy": accuracy, "scale": jnp.exp(log_scale)}
 
     return loss_fn
+
+
+def in_groups(batches: dict, scenes: Sequence[Scene], group: int, seed: int) -> dict:
+    """Rows (N, ...) -> (N // group, group, ...), as far as they go of the same colours.
+
+    Paper: batches are drawn at random. Of few pictures nearly every other one then has other
+    colours, and to tell these apart is enough; among like colours the shape must be seen.
+    """
+    random = np.random.default_rng(seed).permutation(len(scenes))
+    order = sorted(random, key=lambda i: sorted(o.colour for o in scenes[i].objects))
+    order = np.array(order)[: len(scenes) // group * group].reshape(-1, group)
+    return {name: rows[order] for name, rows in batches.items()}
 
 
 def optimiser(c: ClipTrainConfig) -> optax.GradientTransformation:
@@ -86,14 +104,20 @@ def main(c: ClipTrainConfig) -> None:
     if c.size % config.patch:
         raise ValueError(f"size must be a multiple of the patch ({config.patch}), not {c.size}")
     config = replace(config, size=c.size, T=T if c.noised else 0)
+    if not 1 <= c.group <= c.examples:
+        raise ValueError(f"group must be in 1..{c.examples}, not {c.group}")
     run.start(c)
+    batches = load_captioned(config, c)
+    if c.group > 1:
+        scenes = data.load("scenes", "train", size=c.size)["scenes"][: c.examples]
+        batches = in_groups(batches, scenes, c.group, c.seed)
     params = run.run(
         c,
         model="glide.clip",
         config=config,
         init=lambda key: clip.init_params(config, key),
         loss_fn=make_loss(config, None if c.hosts > 1 else devices.AXIS),
-        batches=load_captioned(config, c),
+        batches=batches,
         tx=optimiser(c),
         command="train-clip",
     )

@@ -85,11 +85,12 @@ SMALL = LdmConfig(
     first_stage=SMALL_KL,
     latent_scale=1.0,
     prediction="velocity",
-    unet=replace(STABLE, width=48, multipliers=(1, 1.5), attention=(2,), heads=None, head_dim=24, groups=8, patch=2),
-    text=TextConfig(vocabulary=len(VOCABULARY) + 1, length=24, width=104, layers=2, heads=4,
+    unet=replace(STABLE, width=48, multipliers=(1, 1.375), attention=(2,), heads=None, head_dim=22,
+                 groups=6, patch=2),
+    text=TextConfig(vocabulary=len(VOCABULARY) + 1, length=24, width=128, layers=2, heads=4,
                     order=True),
     inner=None,
-    class_width=104,
+    class_width=128,
 )  # fmt: skip
 TINY = replace(
     SMALL,

@@ -2,6 +2,7 @@
 
 import functools
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from common import data, devices, plot, run, train
+from common import checkpoint, data, devices, plot, run, train
 from common.process import to_float, velocity
 from common.scenes.captions import EXAMPLES, caption
 from ldm import autoencoder
@@ -44,6 +45,7 @@ class TrainConfig(run.RunConfig):
     preset: Literal[tuple(MODELS)] = "small"  # which model
     autoencoder: Path | None = Path("runs/autoencoder/weights.safetensors")  # None: on pixels
     latent_scale: float | None = None  # measured, unless given (1 for none)
+    text: Path | None = None  # weights whose text transformer to begin with, such as glide's
     text_lr: float = 1e-4  # of the text transformer (run.adam_with_text says why)
     drop: float = 0.1  # probability that a condition is dropped (what guidance needs)
     rho: float = 0.05  # caption noise: probability that a named shape or colour is wrong
@@ -164,6 +166,23 @@ def optimiser(c: TrainConfig) -> optax.GradientTransformation:
     return run.adam_with_text(c, c.text_lr)
 
 
+def init_with(config: LdmConfig, text: Path | None) -> Callable[[jax.Array], dict]:
+    """init(key) -> params, of which the text transformer is that of the weights file `text`.
+
+    Paper: it is learned with the U-Net. What words mean is known already to a GLIDE that has
+    learned it. ValueError: weights without it, or one of another shape.
+    """
+    if text is None:
+        return lambda key: init_params(config, key)
+    params, _ = checkpoint.load_weights(text)
+    init = lambda key: train.begin_with({"text": params["text"]}, init_params(config, key))  # noqa: E731
+    try:
+        jax.eval_shape(init, jax.random.key(0))
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{text} has no text transformer for these weights: {error}") from None
+    return init
+
+
 def preview(config: LdmConfig, params: dict, images: np.ndarray) -> np.ndarray:
     """What the model draws now: the examples, or pictures (N, H, W, 3) mended or enlarged."""
     if "low_res" in config.inputs:
@@ -202,7 +221,7 @@ def main(c: TrainConfig) -> None:
         c,
         model="ldm",
         config=config,
-        init=lambda key: init_params(config, key),
+        init=init_with(config, c.text),
         loss_fn=make_loss(config, c.drop, c.late, first_stage),
         batches={"moments": moments, **batches},
         tx=optimiser(c),

@@ -233,6 +233,26 @@ def test_training_stopped_halfway_resumes_to_the_last_bit(scenes, tmp_path, monk
         glide_clip.main(replace(settings(whole), rho=0.2))
 
 
+def test_groups_are_of_the_same_colours_and_compared_as_one_batch():
+    rng = np.random.default_rng(0)
+    drawn = [draw_scene(rng) for _ in range(400)]
+    rows = glide_clip.in_groups({"row": np.arange(400)}, drawn, 4, seed=0)["row"]
+    assert rows.shape == (100, 4) and len(set(rows.ravel())) == 400
+    colours = [[sorted(o.colour for o in drawn[i].objects) for i in group] for group in rows]
+    assert np.mean([all(c == group[0] for c in group) for group in colours]) > 0.5
+    apart = glide_clip.in_groups({"row": np.arange(400)}, drawn, 4, seed=1)["row"]
+    assert (rows != apart).any()
+
+    params = random_params(CLEAN)
+    texts = tokens(*[caption(scene, rng) for scene in drawn[:4]])[:, None]
+    batch = {"image": rng.integers(0, 256, (4, 8, 8, 3), np.uint8), "tokens": texts}
+    groups = {name: rows.reshape(2, 2, *rows.shape[1:]) for name, rows in batch.items()}
+    loss = jax.jit(glide_clip.make_loss(CLEAN))
+    one, _ = loss(params, batch, jax.random.split(jax.random.key(0), 4))
+    two, _ = loss(params, groups, jax.random.split(jax.random.key(1), 2))
+    assert_allclose(two, one, rtol=1e-5)
+
+
 def test_the_optimiser_decays_matrices_alone_and_holds_the_scale_at_100(tmp_path):
     tx = glide_clip.optimiser(replace(settings(tmp_path), lr=0.5))
     start = {"log_scale": np.log(90.0), "matrix": np.ones((2, 2)), "gain": np.ones(2)}

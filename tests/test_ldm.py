@@ -38,6 +38,7 @@ from ldm.train import (
     TrainConfig,
     draw_latent,
     encode_all,
+    init_with,
     make_loss,
     measure_scale,
     optimiser,
@@ -428,6 +429,19 @@ def test_wrong_input_gets_one_line_and_code_2(name, trained, tmp_path, capsys):
     weights = ["--weights", trained / "latent" / "weights.safetensors"]
     weights = [] if "--weights" in options else weights
     assert_one_line(ldm(capsys, "sample", *weights, *options), *words)
+
+
+def test_training_begins_with_the_words_of_other_weights_of_the_same_shape(trained, tmp_path):
+    params = made(lambda key: init_params(TINY, key))
+    words = jax.tree.map(lambda p: np.asarray(p) + 1, params["text"])
+    checkpoint.save_weights(tmp_path / "glide.safetensors", {"text": words, "unet": {}}, {})
+    begun = init_with(TINY, tmp_path / "glide.safetensors")(jax.random.key(0))
+    assert_allclose(begun["text"]["position"], words["position"], rtol=1e-3)
+    assert jax.tree.map(jnp.shape, begun) == jax.tree.map(jnp.shape, params)
+    with pytest.raises(ValueError, match="weights.safetensors has no text transformer"):
+        init_with(TINY, trained / "first" / "weights.safetensors")
+    with pytest.raises(ValueError, match="no text transformer for these weights: cannot begin"):
+        init_with(MODELS["small"], tmp_path / "glide.safetensors")
 
 
 def test_weights_without_their_first_stage_or_beside_another_are_refused(trained, tmp_path, capsys):
