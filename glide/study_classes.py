@@ -1,6 +1,7 @@
 """Classifier guidance: the table of Dhariwal & Nichol 2021 (ADM, Table 4), small."""
 
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +14,11 @@ from common.scenes.reader import read
 from glide import classes as labelled
 from glide import classifier
 from glide.classes import CLASSES, NULL, SEEN
-from glide.sample import WEIGHTS
 from glide.study_guidance import line, quality
 
-MODEL, CLASSIFIER = WEIGHTS / "classes.safetensors", WEIGHTS / "classifier.safetensors"
+# python -m glide train-classes, and train-classifier, make them: they are not shipped.
+MODEL = Path("runs/classes/weights.safetensors")
+CLASSIFIER = Path("runs/classifier/weights.safetensors")
 SCALES = (0, 1, 10)
 
 
