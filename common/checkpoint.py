@@ -8,15 +8,13 @@ Orbax alone restores a flipped bit without a word, so only what matches its mani
 Folders are local or mounted paths; several hosts share one.
 """
 import contextlib
-import dataclasses
 import hashlib
 import json
 import logging
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
@@ -27,6 +25,9 @@ import numpy as np
 import safetensors.numpy
 from flax.traverse_util import unflatten_dict
 from jax.experimental import multihost_utils
+
+from common.disk import SaveError, saving
+from common.disk import write as _write
 
 PyTree = Any
 
@@ -41,7 +42,7 @@ def save(folder: str | Path, step: int, state: PyTree, config: dict, extra: dict
 
     state: a pytree of arrays and typed keys. config, extra: JSON values. The newest `keep` (>= 1)
     undamaged checkpoints stay, older and half-written ones are deleted.
-    CheckpointError: `folder` holds an undamaged later step, so it belongs to another run.
+    CheckpointError: `folder` holds an undamaged later step, of another run. SaveError: a full disk.
     """
     folder, step = Path(folder).absolute(), int(step)
     here = folder / str(step)
@@ -51,14 +52,22 @@ def save(folder: str | Path, step: int, state: PyTree, config: dict, extra: dict
     # A step saved again goes to the other of two folders: the old arrays count until the manifest
     # that names the new ones has replaced theirs.
     arrays = "arrays-b" if _manifest(here).get("arrays") == "arrays-a" else "arrays-a"
-    with _orbax() as (args, checkpointer):
-        checkpointer.save(here / arrays, args=args.StandardSave(state), force=True)
-    if jax.process_index() == 0:  # orbax has written the arrays of every host
-        files = [p for p in (here / arrays).rglob("*") if p.is_file()]
-        listing = {str(p.relative_to(here)): [p.stat().st_size, _sha256(p)] for p in files}
-        manifest |= {"step": step, "arrays": arrays, "files": listing}
-        manifest["digest"] = _sha256(manifest)
-        _write(here / "manifest.json", json.dumps(manifest, indent=1).encode())
+    try:
+        with saving(f"step {step} in {folder}"):
+            with _orbax() as (args, checkpointer):
+                checkpointer.save(here / arrays, args=args.StandardSave(state), force=True)
+            if jax.process_index() == 0:  # orbax has written the arrays of every host
+                files = [p for p in (here / arrays).rglob("*") if p.is_file()]
+                listing = {str(p.relative_to(here)): [p.stat().st_size, _sha256(p)] for p in files}
+                manifest |= {"step": step, "arrays": arrays, "files": listing}
+                manifest["digest"] = _sha256(manifest)
+                _write(here / "manifest.json", json.dumps(manifest, indent=1).encode())
+    except SaveError:
+        # Half of it only fills the disk. Of several hosts another one may have finished it.
+        for path in here.glob(f"{arrays}*") if jax.process_count() == 1 else ():
+            shutil.rmtree(path, ignore_errors=True)
+        raise
+    if jax.process_index() == 0:
         _prune(folder, max(keep, 1))
     if jax.process_count() > 1:  # nobody starts the next save while process 0 still deletes
         multihost_utils.sync_global_devices(f"checkpoint {step}")
@@ -109,7 +118,8 @@ def save_weights(path: str | Path, params: PyTree, metadata: dict) -> None:
     own = ("digest", "metadata_digest")  # there already if loaded weights are saved again
     strings = {k: json.dumps(v) for k, v in metadata.items() if k not in own}
     digests = {"digest": _tensor_digest(tensors), "metadata_digest": _sha256(strings)}
-    _write(Path(path), safetensors.numpy.save(tensors, metadata=strings | digests))
+    with saving(f"weights {path}"):
+        _write(Path(path), safetensors.numpy.save(tensors, metadata=strings | digests))
 
 
 def load_weights(path: str | Path, abstract_params: PyTree | None = None,
@@ -173,7 +183,7 @@ def load_model(path: str | Path, models: str | tuple[str, ...], config: type,
 
 def _rebuild(kind: type, values: dict) -> Any:
     """A dataclass from its asdict after JSON: lists were tuples, dicts are nested dataclasses."""
-    types = {f.name: f.type for f in dataclasses.fields(kind)}
+    types = {f.name: f.type for f in fields(kind)}
     plain = {}
     for name, value in values.items():
         if name not in types and not value:
@@ -223,16 +233,6 @@ def _prune(folder: Path, keep: int) -> None:
         elif {p.name.split(".")[0] for p in here.iterdir()} <= {"arrays-a", "arrays-b", "manifest"}:
             (here / "manifest.json").unlink(missing_ok=True)  # first: half-deleted is no checkpoint
             shutil.rmtree(here)  # a folder that holds anything else is not ours
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file that is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(draft := path.with_name(path.name + ".tmp"), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
 
 
 @contextlib.contextmanager

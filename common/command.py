@@ -1,12 +1,13 @@
 """The command line of every package: options from dataclasses (tyro), errors as one line."""
 
+import dataclasses
 import functools
 import operator
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -23,6 +24,7 @@ def run(program: str, commands: dict[str, tuple[type, Callable]], argv: list[str
     config = tyro.cli(union, prog=f"python -m {program}", args=argv)
     call = next(call for kind, call in commands.values() if type(config) is kind)
     try:
+        check_numbers(config)
         call(config)
     except (ValueError, OSError) as error:
         print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
@@ -30,6 +32,16 @@ def run(program: str, commands: dict[str, tuple[type, Callable]], argv: list[str
     except KeyboardInterrupt as stop:
         print(f"{program}: stopped {stop}".rstrip(), file=sys.stderr)
         sys.exit(130)
+
+
+def check_numbers(config: Any) -> None:
+    """ValueError for an option of the dataclass that no float32 or 64-bit integer holds, or NaN."""
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), field.name.replace("_", "-")
+        if isinstance(value, float) and not abs(value) < 3e38:
+            raise ValueError(f"--{name} must be a finite number, not {value}")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError(f"--{name} is too large a number")
 
 
 def check_out(out: Path) -> bool:

@@ -9,14 +9,17 @@ devices once) and returns step(state, rows, keys): the rows are gathered inside 
 With data = None the second argument is the batch itself. They agree to rounding (a test).
 """
 
+import contextlib
 import functools
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from tqdm import tqdm
 
@@ -26,9 +29,10 @@ AXIS = "data"
 def start(coordinator: str | None = None, hosts: int | None = None, host: int | None = None):
     """Call once, first in `main`: join the other hosts if any, keep compiled programs on disk.
 
-    coordinator "address:port", hosts and this host's number: jax.distributed (on a TPU pod,
-    hosts alone is enough: the rest is found). The cache is JAX_COMPILATION_CACHE_DIR or
-    ~/.cache/guidebook/jax, a private folder: programs found there are trusted.
+    coordinator "address:port", hosts and this host's number: jax.distributed (on a TPU pod, under
+    Slurm and Open MPI hosts alone is enough: the rest is found). The cache is
+    JAX_COMPILATION_CACHE_DIR or ~/.cache/guidebook/jax, a private folder: programs found there are
+    trusted.
     """
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache = os.path.expanduser("~/.cache/guidebook/jax")
@@ -37,7 +41,8 @@ def start(coordinator: str | None = None, hosts: int | None = None, host: int | 
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     if hosts and hosts > 1:
-        jax.distributed.initialize(coordinator, hosts, host)
+        # A number given where the cluster knows it would make every host this one.
+        jax.distributed.initialize(coordinator, hosts, None if coordinator is None else host)
 
 
 @functools.cache
@@ -61,6 +66,33 @@ def compiler_options() -> dict[str, str]:
 def jit(fn: Callable, **kwargs) -> Callable:
     """jax.jit with this machine's compiler options."""
     return jax.jit(fn, compiler_options=compiler_options() or None, **kwargs)
+
+
+def preempted(step: int) -> bool:
+    """Asked after every step: True on all hosts at the same one, soon after one got SIGTERM."""
+    return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """When a host dies, what the others wait for fails: they end at once, with one line.
+
+    An orderly exit would wait for the dead one. Where nothing fails (NCCL waits for ever), jax ends
+    a process 100 s after the last sign of life of another.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        reason = str(error).splitlines()[0]
+        print(
+            f"this host or another one failed ({reason}): start all hosts again, "
+            "the same command goes on from the last checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)
 
 
 def check_batch(batch_size: int, devices: int) -> None:
@@ -141,8 +173,29 @@ def shard(tree: Any) -> Any:
     return jax.tree.map(place, tree)
 
 
+def split_axis(shape: tuple[int, ...], devices: int) -> int | None:
+    """The largest axis that the devices divide."""
+    axes = [i for i, n in enumerate(shape) if n and n % devices == 0]
+    return max(axes, key=lambda i: shape[i], default=None)
+
+
+def spread(tree: Any) -> Any:
+    """Shapes with the sharding of FSDP (ZeRO-3): each array over all devices, along its split_axis;
+    if it has none, replicated."""
+
+    def sharded(x):
+        axis = split_axis(x.shape, jax.device_count())
+        spec = PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, AXIS)
+        sharding = NamedSharding(mesh(), spec)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.tree.map(sharded, tree)
+
+
 def local(tree: Any) -> Any:
-    """This host's copy of replicated arrays, for what one host does alone (drawing, writing)."""
+    """This host's own copy of arrays, for what one host does alone; all hosts call it."""
+    if not all(a.is_fully_replicated for a in jax.tree.leaves(tree)):
+        tree = jax.jit(lambda tree: tree, out_shardings=_replicated(jax.devices()))(tree)
     return jax.tree.map(lambda a: a.addressable_data(0), tree)
 
 
@@ -159,15 +212,26 @@ def _place(array: Any, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-def sharded_step(step: Callable, data: Any = None) -> Callable:
+def sharded_step(step: Callable, data: Any = None, *, shard_state: bool = False) -> Callable:
     """All devices of all hosts; `step` was made without axis_name. The batch must divide.
 
     The compiler sees one global batch and inserts the communication itself; data and state are
-    replicated. Rows and keys are given whole on every host.
+    replicated, the state with shard_state as `spread` says. Rows and keys are given whole on every
+    host.
     """
-    compiled = jit(_gathered(step), donate_argnums=0)
-    data = replicate(data)
-    return lambda state, rows, keys: compiled(replicate(state), data, shard(rows), shard(keys))
+
+    def placed(state):
+        return jax.tree.map(lambda a, to: _place(a, to.sharding), state, spread(state))
+
+    def constrained(state, data, rows, keys):
+        state, metrics = gathered(state, data, rows, keys)
+        shardings = jax.tree.map(lambda to: to.sharding, spread(state))
+        return jax.lax.with_sharding_constraint(state, shardings), metrics
+
+    gathered = _gathered(step)
+    compiled = jit(constrained if shard_state else gathered, donate_argnums=0)
+    data, place = replicate(data), placed if shard_state else replicate
+    return lambda state, rows, keys: compiled(place(state), data, shard(rows), shard(keys))
 
 
 def in_chunks(

@@ -6,12 +6,16 @@
     out/weights.safetensors    written at the end, with config and recipe inside
 
 A run killed at any moment goes on from its last checkpoint as if nothing had happened; asked to
-stop (control-C, SIGTERM of a preempted machine) it writes one first.
+stop (control-C, SIGTERM of a preempted machine) it writes one first. Batches whose loss is not
+finite are skipped and counted in the log; SKIPPED of them in a row end the run. A save that fails,
+as on a full disk, is told in one line, and the training goes on to the next one.
 """
 
 import contextlib
 import json
+import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -23,7 +27,7 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from common import checkpoint, devices, plot, train
+from common import checkpoint, devices, disk, plot, train
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,12 @@ class RunConfig:
     coordinator: str | None = None  # address:port of host 0, for several hosts
     hosts: int = 1
     host: int = 0  # this one's number
+    shard: bool = False  # spread parameters and moments over all devices (FSDP)
 
 
-NOT_RECIPE = ("out", "sample_every", "coordinator", "hosts", "host")  # do not change the weights
+SKIPPED = 10  # batches in a row without a finite loss, and the training stops
+# These do not change the weights.
+NOT_RECIPE = ("out", "sample_every", "coordinator", "hosts", "host", "shard")
 
 
 def learning_rate(c: RunConfig) -> optax.Schedule:
@@ -82,6 +89,14 @@ def adam_with_text(c: RunConfig, text_lr: float) -> optax.GradientTransformation
 
 def start(c: RunConfig) -> None:
     """Before anything else touches jax: hosts find each other, and bad options are refused."""
+    for name in ("steps", "batch_size", "log_every", "sample_every", "save_every", "hosts"):
+        if getattr(c, name) < 1:
+            raise ValueError(f"{name} must be at least 1, not {getattr(c, name)}")
+    for name, above in (("warmup", np.inf), ("ema", 1), ("host", c.hosts)):
+        if not 0 <= getattr(c, name) < above:
+            raise ValueError(f"{name} must be at least 0 and below {above}, not {getattr(c, name)}")
+    if not 0 < c.lr < np.inf:
+        raise ValueError(f"lr must be above 0, not {c.lr}")
     devices.start(c.coordinator, c.hosts, c.host)
     devices.check_batch(c.batch_size, jax.device_count())
 
@@ -106,20 +121,27 @@ def run(
     """
     key, init_key = jax.random.split(jax.random.key(c.seed))
     tx = adam(c) if tx is None else tx
-    build = lambda: train.init_state(init, tx, init_key)  # noqa: E731
     c.out.mkdir(parents=True, exist_ok=True)
     # What a checkpoint or weights must agree with, and what weights tell of their making.
     plain = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(c).items()}
     recipe = {k: v for k, v in plain.items() if k not in NOT_RECIPE}
     saved = {"model": asdict(config), "train": recipe}
     folder = c.out / "checkpoints"
-    if checkpoint.latest(folder) is None:
-        state, begin, extra = build(), 0, {"seconds": 0.0, "window": []}
-    else:
-        state, begin, extra = checkpoint.restore(folder, jax.eval_shape(build), saved)
 
-    if c.hosts > 1:
-        step = devices.sharded_step(train.make_train_step(loss_fn, tx, ema_decay=c.ema), batches)
+    def abstract():
+        state = jax.eval_shape(lambda: train.init_state(init, tx, init_key))
+        return devices.spread(state) if c.shard else state
+
+    if checkpoint.latest(folder) is None:
+        shardings = jax.tree.map(lambda x: x.sharding, abstract()) if c.shard else None
+        state, begin = train.init_state(init, tx, init_key, shardings), 0
+        extra = {"seconds": 0.0, "window": [], "streak": 0}
+    else:
+        state, begin, extra = checkpoint.restore(folder, abstract(), saved)
+
+    if c.hosts > 1 or c.shard:
+        pure = train.make_train_step(loss_fn, tx, ema_decay=c.ema)
+        step = devices.sharded_step(pure, batches, shard_state=c.shard)
     else:
         pure = train.make_train_step(loss_fn, tx, ema_decay=c.ema, axis_name=devices.AXIS)
         step = devices.pmap_step(pure, batches)
@@ -127,31 +149,45 @@ def run(
     first = jax.process_index() == 0
     record = recorder(c.out / "metrics.jsonl", begin) if first else lambda row: None
     began, window = time.time() - extra["seconds"], extra["window"]
+    streak = extra.get("streak", 0)  # batches skipped in a row before the window
     examples = len(jax.tree.leaves(batches)[0])
     steps = train.fit(step, state, key, examples=examples, batch_size=c.batch_size, steps=c.steps)
     bar = tqdm(steps, total=c.steps, initial=begin, unit="it", disable=not first, desc="training")
 
     def save(step, state, window):
-        means = [{k: float(v) for k, v in m.items()} for m in window]
-        extra = {"seconds": time.time() - began, "window": means}
+        floats = [{k: float(v) for k, v in m.items()} for m in window]
+        extra = {"seconds": time.time() - began, "window": floats, "streak": streak}
         checkpoint.save(folder, step, state, saved, extra)
 
-    with asked_to_stop(c.hosts == 1) as asked:
+    with asked_to_stop(c.hosts == 1) as asked, devices.together():
         for i, state, metrics in bar:
+            stop = bool(asked) or devices.preempted(i)
             window.append(metrics)
             if i % c.log_every == 0 or i == c.steps:
-                row = {k: float(np.mean([float(m[k]) for m in window])) for k in metrics}
+                row, longest, streak = means(window, streak)
                 window = []
-                bar.set_postfix(loss=f"{row['loss']:.4f}")
+                bar.set_postfix(loss=f"{row.get('loss', np.nan):.4f}")
                 record({"step": i, **row})
-            if first and sample and i % c.sample_every == 0:
-                (c.out / "samples").mkdir(exist_ok=True)
-                picture = sample(devices.local(state.ema_params))
-                plot.save(picture, c.out / "samples" / f"{i:06d}.png")
-            if i % c.save_every == 0 or i == c.steps or asked:
-                save(i, state, window)
-            if asked and i < c.steps:
-                raise KeyboardInterrupt(f"step {i} is saved, the same command goes on from there")
+                if longest >= SKIPPED:
+                    raise ValueError(
+                        f"{longest} batches in a row up to step {i} had no finite loss or gradient:"
+                        " start anew with a lower --lr, or look for broken examples"
+                    )
+            if sample and i % c.sample_every == 0:
+                params = devices.local(state.ema_params)
+                if first:
+                    picture = sample(params)
+                    with told(), disk.saving(f"the grid of step {i}"):
+                        plot.save(picture, c.out / "samples" / f"{i:06d}.png")
+            if i % c.save_every == 0 or i == c.steps or stop:
+                with told(c.hosts == 1 and i < c.steps and not stop):
+                    save(i, state, window)
+            if stop and i < c.steps:
+                where = f"step {i} is saved, the same command goes on from there"
+                if asked and asked[0] == signal.SIGINT:
+                    raise KeyboardInterrupt(where)
+                tqdm.write(f"{model}: stopped {where}", file=sys.stderr)
+                sys.exit(0)  # preempted: nothing has failed
     params = devices.local(state.ema_params)
     if first:
         weights = c.out / "weights.safetensors"
@@ -164,11 +200,25 @@ def run(
     return params
 
 
+def means(window: list[dict], streak: int) -> tuple[dict, int, int]:
+    """Metrics of some steps -> means over those taken and how many were skipped; the longest run
+    of skipped ones; the one that is still open. streak: the one open before."""
+    taken, longest = [], streak
+    for row in ({k: float(v) for k, v in m.items()} for m in window):
+        streak = streak + 1 if row.pop("skipped", 0) else 0
+        longest = max(longest, streak)
+        if not streak:
+            taken.append(row)
+    mean = {k: float(np.mean([row[k] for row in taken])) for k in (taken[0] if taken else ())}
+    return {**mean, "skipped": len(window) - len(taken)}, longest, streak
+
+
 @contextlib.contextmanager
 def asked_to_stop(listen: bool) -> Iterator[list]:
     """A list that a first control-C or SIGTERM fills; a second one stops at once.
 
-    Several hosts do not listen: one alone cannot write a checkpoint.
+    Several hosts do not listen, since one alone cannot write a checkpoint: jax hears SIGTERM there
+    (devices.preempted).
     """
     asked, before = [], {}
 
@@ -187,6 +237,17 @@ def asked_to_stop(listen: bool) -> Iterator[list]:
             signal.signal(known, handler)
 
 
+@contextlib.contextmanager
+def told(go_on: bool = True) -> Iterator[None]:
+    """A write that fails within is told in one line and training goes on; else it is an error."""
+    try:
+        yield
+    except disk.SaveError as error:
+        if not go_on:
+            raise
+        tqdm.write(f"{error}; training goes on", file=sys.stderr)
+
+
 def recorder(path: Path, start: int) -> Callable[[dict], None]:
     """A function that appends records to a JSON-lines file; what came after `start` is cut.
 
@@ -199,9 +260,19 @@ def recorder(path: Path, start: int) -> Callable[[dict], None]:
     draft.write_text("".join(line for line in whole if json.loads(line)["step"] <= start))
     draft.replace(path)
 
+    waiting = []  # rows that a full disk has not taken
+
     def record(row: dict) -> None:
-        with path.open("a") as f:
-            f.write(json.dumps(row) + "\n")
+        waiting.append(json.dumps(row) + "\n")
+        with told(), disk.saving(f"row of step {row['step']} in {path}"), path.open("ab") as f:
+            end = f.seek(0, os.SEEK_END)
+            try:
+                f.write("".join(waiting).encode())
+                f.flush()
+            except OSError:
+                os.truncate(path, end)  # no half rows
+                raise
+            waiting.clear()
 
     return record
 

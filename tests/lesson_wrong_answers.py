@@ -568,6 +568,54 @@ WRONG = {
             "return known * keep_mask",  # nothing drawn
         ],
     },
+    "09_latent_diffusion": {
+        "gaussian_kl": [
+            """
+            terms = mean**2 + jnp.exp(logvar) - 1 - logvar
+            return terms.sum((1, 2, 3))
+            """,  # not halved
+            """
+            terms = mean**2 + jnp.exp(logvar) - 1 - logvar
+            return 0.5 * terms.mean((1, 2, 3))
+            """,  # a mean, to which the weight does not belong
+            """
+            terms = mean**2 + jnp.exp(logvar) - 1 - logvar
+            return 0.5 * terms.sum()
+            """,  # over the batch, too
+            """
+            terms = mean**2 + jnp.exp(0.5 * logvar) - 1 - logvar
+            return 0.5 * terms.sum((1, 2, 3))
+            """,  # a standard deviation
+            """
+            terms = mean**2 + jnp.exp(logvar) - 1 + logvar
+            return 0.5 * terms.sum((1, 2, 3))
+            """,
+        ],
+        "measure_scale": [
+            "return jnp.std(z)",
+            "return 1 / jnp.std(z) ** 2",
+            "return 1 / jnp.std(z, axis=(0, 1, 2))",  # one for each channel
+            "return 1 / jnp.abs(z).max()",
+        ],
+        "cross_attention": [
+            """
+            logits = jnp.einsum("bpd,bwd->bpw", q, k)
+            return jnp.einsum("bpw,bwd->bpd", jax.nn.softmax(logits, axis=-1), v)
+            """,  # not divided
+            """
+            logits = jnp.einsum("bpd,bwd->bpw", q, k) / jnp.sqrt(q.shape[-1])
+            return jnp.einsum("bpw,bwd->bpd", jax.nn.softmax(logits, axis=1), v)
+            """,  # places compete for words
+            """
+            logits = jnp.einsum("bpd,bwd->bpw", q, k) / q.shape[-1]
+            return jnp.einsum("bpw,bwd->bpd", jax.nn.softmax(logits, axis=-1), v)
+            """,
+            """
+            logits = jnp.einsum("bpd,bwd->bpw", q, v) / jnp.sqrt(q.shape[-1])
+            return jnp.einsum("bpw,bwd->bpd", jax.nn.softmax(logits, axis=-1), k)
+            """,  # keys and values exchanged
+        ],
+    },
     "12_sdedit": {
         "step_back": [
             """

@@ -6,12 +6,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont
 
+from common.pictures import open_picture
 from common.scenes.captions import caption
 from common.scenes.reader import read
 from common.scenes.render import render
 from common.scenes.scene import Scene, draw_scene, scene_to_json
+
+MOST = 100_000  # scenes drawn in one go: they are held in memory
 
 
 class WrongInput(Exception):
@@ -59,8 +62,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 1 up")
+    if not text.isdecimal() or not 1 <= int(text) <= MOST:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number in 1..{MOST}")
     return int(text)
 
 
@@ -117,12 +120,9 @@ def _read(args) -> None:
 def _open(file: Path) -> np.ndarray:
     """A picture file as uint8 (32, 32, 3), reduced by area."""
     try:
-        with Image.open(file) as image:
-            image = image.convert("RGB")
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise WrongInput(f"{file}: {error.strerror.lower()}") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
-        raise WrongInput(f"{file} is not a picture that can be opened") from None
+        image = Image.fromarray(open_picture(file)).convert("RGB")
+    except ValueError as error:
+        raise WrongInput(str(error)) from None
     width, height = image.size
     if width != height or width % 32:
         raise WrongInput(

@@ -139,6 +139,7 @@ def claims(text: str) -> dict:
     Only what is named is there. Raises ValueError (one sentence) for what the grammar has not.
     """
     words, found, open_object = canonical(text).split(), {"objects": []}, {}
+    text = " ".join(text.split())  # errors are one line
     while words:
         length = next((n for n in range(_LONGEST, 0, -1) if " ".join(words[:n]) in _TABLE), 0)
         if not length:
