@@ -3,9 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 COURSE := .venv/course
+STUDIO := .venv/studio
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint train study scenes lessons assignments site clean
+.PHONY: help run test lint train study scenes lessons assignments site studio bench clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 13
@@ -39,6 +40,13 @@ site: $(COURSE)  ## the lessons, run, with figures and API as web pages, into bu
 	$(BIN)/python docs/render.py
 	$(BIN)/python docs/check.py
 
+studio: $(STUDIO)  ## paint, type, mask and see: a page at 127.0.0.1
+	$(BIN)/python -m studio
+
+bench: $(READY)  ## speed beside PyTorch, into lessons/figures/bench.json (installs PyTorch)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.txt -e ".[bench]"
+	$(BIN)/python -m benchmarks.bench
+
 clean:  ## remove what make installed and drew here; data and runs stay
 	rm -rf .venv out build *.egg-info
 
@@ -52,4 +60,8 @@ $(READY): requirements.txt pyproject.toml
 
 $(COURSE): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.txt -e ".[course]"
+	@touch $@
+
+$(STUDIO): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.txt -e ".[studio]"
 	@touch $@
