@@ -37,10 +37,10 @@ class ClipTrainConfig(run.RunConfig):
     """`python -m glide train-clip`: each field is an option."""
 
     out: Path = Path("runs/clip")  # checkpoints, metrics.jsonl, weights.safetensors, accuracy.json
-    steps: int = 6_000
-    batch_size: int = 128  # rows of `group` pictures
-    group: int = 1  # pictures of the same colours that stay together; 1: all at random, as in CLIP
-    lr: float = 5e-4  # AdamW; warms up, then falls to 0 as a cosine
+    steps: int = 2_600
+    batch_size: int = 8  # rows of `group` pictures
+    group: int = 8  # pictures of the same colours that stay together; 1: all at random, as in CLIP
+    lr: float = 1e-3  # AdamW; warms up, then falls to 0 as a cosine
     preset: Literal["tiny", "small"] = "small"  # which model
     noised: bool = False  # train on x_t, t uniform, with a token per time: what guidance needs
     size: int = 32  # pixels, 32 or 64

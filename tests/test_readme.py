@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 READMES = [ROOT / "README.md", *sorted(ROOT.glob("*/README.md"))]
 SHORT = {  # what is added so that a command takes seconds
     "-m glide sample": "--steps 2",
+    "-m glide train-clip": "--preset tiny --steps 2 --batch-size 2 --group 2 --examples 8",
     "-m glide train": "--preset tiny --steps 2 --batch-size 4 --examples 8",
     "-m glide study": "--num 12 --scales 1 --steps 2",
     "-m common.scenes check": "--num 40",
