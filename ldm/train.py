@@ -170,15 +170,19 @@ def init_with(config: LdmConfig, text: Path | None) -> Callable[[jax.Array], dic
     """init(key) -> params, of which the text transformer is that of the weights file `text`.
 
     Paper: it is learned with the U-Net. What words mean is known already to a GLIDE that has
-    learned it. ValueError: weights without it, or one of another shape.
+    learned it; its map into the time embedding is of another U-Net, and starts afresh.
+    ValueError: weights without it, or one of another shape.
     """
     if text is None:
         return lambda key: init_params(config, key)
     params, _ = checkpoint.load_weights(text)
-    init = lambda key: train.begin_with({"text": params["text"]}, init_params(config, key))  # noqa: E731
+    words = {name: leaves for name, leaves in params.get("text", {}).items() if name != "pooled"}
+    init = lambda key: train.begin_with({"text": words}, init_params(config, key))  # noqa: E731
     try:
+        if not words:
+            raise ValueError("there is none")
         jax.eval_shape(init, jax.random.key(0))
-    except (KeyError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"{text} has no text transformer for these weights: {error}") from None
     return init
 

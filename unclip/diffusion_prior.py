@@ -45,7 +45,7 @@ class PriorConfig:
 
 
 PAPER = PriorConfig()
-_words = TextConfig(len(VOCABULARY) + 1, length=24, width=128, layers=5, heads=4, order=True)
+_words = TextConfig(len(VOCABULARY) + 1, length=24, width=96, layers=4, heads=4, order=True)
 SMALL = PriorConfig(dim=128, text=_words)
 TINY = PriorConfig(dim=16, T=100, text=replace(_words, width=32, layers=1, heads=2))
 PRESETS = {"tiny": TINY, "small": SMALL, "paper": PAPER}
