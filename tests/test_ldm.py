@@ -112,7 +112,7 @@ def test_captions_become_tokens_or_a_class_or_are_refused():
 def test_the_condition_reaches_the_latent_and_guidance_0_ignores_it(name):
     config = MODELS[name]
     params = with_stage(config)
-    z = jax.random.normal(jax.random.key(3), (1, 8, 8, 3)).repeat(3, 0)
+    z = jax.random.normal(jax.random.key(3), (1, *latent_shape(config))).repeat(3, 0)
     t = jnp.full(3, 400)
 
     @jax.jit
@@ -132,7 +132,8 @@ def test_the_condition_reaches_the_latent_and_guidance_0_ignores_it(name):
 
 
 def test_text_reaches_the_latent_by_attention_and_by_the_time_embedding(params):
-    denoise = jax.jit(lambda c: denoiser(TINY, params)(jnp.ones((1, 8, 8, 3)), jnp.array([9]), c))
+    z, t = jnp.ones((1, *latent_shape(TINY))), jnp.array([9])
+    denoise = jax.jit(lambda cond: denoiser(TINY, params)(z, t, cond))
     red, blue = (
         Ldm(TINY).apply({"params": params}, conditions(TINY, [p]), method="encode")
         for p in ("a red ball", "a blue cube")
@@ -145,7 +146,7 @@ def test_text_reaches_the_latent_by_attention_and_by_the_time_embedding(params):
 def test_captions_are_dropped_to_the_null_caption_that_sampling_uses(params):
     network = {k: v for k, v in params.items() if k != "first_stage"}
     tokens = conditions(TINY, ["a red ball", "a blue cube"])["tokens"]
-    moments = np.random.default_rng(0).normal(size=(2, 8, 8, 6)).astype(np.float16)
+    moments = np.random.default_rng(0).normal(size=(2, 8, 8, 8)).astype(np.float16)
     batch = {"moments": moments, "tokens": tokens[:, None].repeat(4, 1)}
     null = {**batch, "tokens": 0 * batch["tokens"] + null_condition(TINY)["tokens"]}
     loss = jax.jit(lambda drop, b, keys: make_loss(TINY, drop)(network, b, keys))
@@ -172,15 +173,15 @@ def test_the_text_transformer_learns_at_a_rate_of_its_own():
 def test_the_latent_scale_makes_unit_variance(params):
     images = IMAGES.repeat(32, 0)
     moments = encode_all(TINY, params["first_stage"], images)
-    assert moments.shape == (128, 8, 8, 6) and moments.dtype == np.float16
-    scale = measure_scale(moments, 3)
+    assert moments.shape == (128, 8, 8, 8) and moments.dtype == np.float16
+    scale = measure_scale(moments, 4)
     keys = jax.random.split(jax.random.key(5), 128)
-    z = scale * np.asarray(draw_latent(jnp.asarray(moments), keys, 3))
+    z = scale * np.asarray(draw_latent(jnp.asarray(moments), keys, 4))
     assert_allclose(z.std(), 1, atol=0.03)
     # Of the posterior, not of its mean; and without a log variance the mean is drawn.
-    mean = np.float32(moments[..., :3])
+    mean = np.float32(moments[..., :4])
     assert abs(scale * mean.std() - 1) > 0.1
-    assert_array_equal(draw_latent(jnp.asarray(moments[..., :3]), keys, 3), mean)
+    assert_array_equal(draw_latent(jnp.asarray(moments[..., :4]), keys, 4), mean)
 
 
 def test_the_scale_is_applied_at_the_encoder_and_taken_back_at_the_decoder(params):
@@ -268,7 +269,7 @@ def test_the_mask_of_a_latent_is_that_of_its_first_pixel():
     config = MODELS["tiny_inpaint"]
     edit_mask = jnp.zeros((1, 32, 32, 1)).at[:, 4, 8].set(1).at[:, 9, 9].set(1)
     out = jax.jit(lambda: masked(config, with_stage(config), jnp.zeros((1, 32, 32, 3)), edit_mask))
-    small = out()[..., 3]
+    small = out()[..., -1]
     assert small[0, 1, 2] == 1 and small.sum() == 1 - 63
 
 
@@ -315,7 +316,7 @@ def test_super_resolution_sees_the_small_picture():
 def test_training_gives_the_model_what_it_asks_for(name):
     config = MODELS[name]
     batch = {
-        "moments": np.zeros((2, 8, 8, 6), np.float16),
+        "moments": np.zeros((2, 8, 8, 8), np.float16),
         "label": np.zeros(2, np.int32),
         "image": IMAGES[:2],
         "low_res": shrink(IMAGES[:2], 4),

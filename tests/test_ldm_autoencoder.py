@@ -80,7 +80,7 @@ def test_the_encoder_pads_right_and_bottom_alone():
     shape = jax.eval_shape(
         lambda: Encoder(config).init_with_output(jax.random.key(0), jnp.zeros((1, 10, 10, 3)))[0]
     ).shape
-    assert shape == (1, 2, 2, 6)
+    assert shape == (1, 2, 2, 8)
 
 
 def test_a_posterior_is_drawn_with_its_mean_and_its_deviation():
@@ -95,12 +95,12 @@ def test_a_posterior_is_drawn_with_its_mean_and_its_deviation():
 
 def test_the_log_variance_is_clamped():
     params = made(lambda key: init_params(TINY, key))
-    bias = jnp.array([0.0, 0, 0, 1000, -1000, 0])
+    bias = jnp.array([0.0, 0, 0, 0, 1000, -1000, 0, 0])
     params = {**params, "quant_conv": {**params["quant_conv"], "bias": bias}}
     mean, logvar = apply(TINY, params, jnp.zeros((1, 32, 32, 3)), "encode")
-    assert mean.shape == (1, 8, 8, 3)
+    assert mean.shape == (1, 8, 8, 4)
     assert (logvar[..., 0] == 20).all() and (logvar[..., 1] == -30).all()
-    assert np.abs(logvar[..., 2]).max() < 20
+    assert np.abs(logvar[..., 2:]).max() < 20
 
 
 def test_the_nearest_code_is_the_nearest():
