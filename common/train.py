@@ -6,7 +6,7 @@ step runs is not decided here: see devices.py.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -84,7 +84,8 @@ def make_train_step(
 
     loss_fn returns the loss alone or (loss, metrics). axis_name: inside pmap, the axis over which
     gradients and metrics are averaged; None elsewhere. A batch whose loss or gradient is not finite
-    changes nothing but the step number; metrics["skipped"] is 1 then, else 0.
+    changes nothing but the step number; metrics["skipped"] is 1 then, else 0. tx may be
+    `importance_sampled`: the batch then gets "time_odds" (T,), and metrics return "drawn".
     """
 
     def with_metrics(params, batch, keys):
@@ -92,13 +93,17 @@ def make_train_step(
         return out if isinstance(out, tuple) else (out, {})
 
     def step(state: TrainState, batch: Any, keys: jax.Array) -> tuple[TrainState, Metrics]:
+        if isinstance(state.opt_state, ImportanceState):
+            batch = {**batch, "time_odds": time_odds(state.opt_state)}
         grad_fn = jax.value_and_grad(with_metrics, has_aux=True)
         (loss, metrics), grads = grad_fn(state.params, batch, keys)
         metrics = {"loss": loss, **metrics}
+        drawn = metrics.pop("drawn", {})  # one entry per example, for the history of losses
         if axis_name is not None:
             metrics, grads = jax.lax.pmean((metrics, grads), axis_name)
+            drawn = jax.lax.all_gather(drawn, axis_name, tiled=True)
         metrics["grad_norm"] = optax.global_norm(grads)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, **drawn)
         params = optax.apply_updates(state.params, updates)
         decay = ema_decay_at(state.step, ema_decay)
         ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema_params, params)
@@ -154,17 +159,68 @@ def hybrid_loss(
     x0: jax.Array,
     x: jax.Array,
     t: jax.Array,
+    time_odds: jax.Array | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """L = mean square error + T / 1000 * bound, the bound training the variance alone.
 
     error (B, ...) of whatever the network predicts; the bound (bits a dimension) enters only if
-    the prediction has v. Nichol & Dhariwal 2021, eq. 16; ADM's RESCALED_MSE.
+    the prediction has v. Nichol & Dhariwal 2021, eq. 16; ADM's RESCALED_MSE. time_odds (T,): t was
+    drawn with these probabilities, and each loss is divided by T p(t), so that the mean is still
+    that of uniform times; metrics["drawn"] tells `importance_sampled` of them.
     """
-    mse = jnp.square(error).mean()
-    if prediction.v is None:
-        return mse, {"mse": mse}
-    vb = variational_bound(schedule, x0, x, t, prediction).mean()
-    return mse + schedule.T / 1000 * vb, {"mse": mse, "vb": vb}
+    weight = jnp.ones(len(x)) if time_odds is None else 1 / (schedule.T * time_odds[t - 1])
+    losses = jnp.square(error).mean(tuple(range(1, error.ndim)))
+    metrics = {"mse": (weight * losses).mean()}
+    if prediction.v is not None:
+        vb = variational_bound(schedule, x0, x, t, prediction)
+        losses += schedule.T / 1000 * vb
+        metrics["vb"] = (weight * vb).mean()
+    if time_odds is not None:
+        metrics["drawn"] = {"t": t, "losses": losses}
+    return (weight * losses).mean(), metrics
+
+
+RECENT = 10  # losses of each time that its history weighs
+
+
+class ImportanceState(NamedTuple):
+    """Optimiser state that also knows how large the loss is at each time."""
+
+    square: jax.Array  # (T,) mean of the squares of recent losses
+    count: jax.Array  # (T,) losses seen
+    inner: Any  # of the optimiser itself
+
+
+def time_odds(state: ImportanceState) -> jax.Array:
+    """p(t) (T,) ~ sqrt(E[L_t^2]), with 0.001 of uniform in it; uniform until all t have a history.
+
+    Nichol & Dhariwal 2021, eq. 18; improved-diffusion's LossSecondMomentResampler.
+    """
+    T, root = len(state.square), jnp.sqrt(state.square)
+    p = 0.999 * root / jnp.maximum(root.sum(), 1e-12) + 0.001 / T
+    return jnp.where((state.count >= RECENT).all(), p, 1 / T)
+
+
+def importance_sampled(tx: optax.GradientTransformation, T: int) -> optax.GradientTransformation:
+    """tx, whose state keeps what importance-sampled times need: so it is saved and resumed with it.
+
+    Paper: the mean is over the last 10 losses of a time; here a running one, in which a new loss
+    weighs 1/10 (before there are 10, all weigh the same). It has no queue to keep in order.
+    """
+
+    def init(params):
+        return ImportanceState(jnp.zeros(T), jnp.zeros(T), tx.init(params))
+
+    def update(grads, state, params=None, *, t, losses):
+        add = lambda values: jnp.zeros(T).at[t - 1].add(values)  # noqa: E731
+        new = add(1.0)
+        count = state.count + new
+        share = jnp.minimum(new / jnp.clip(count, 1, RECENT), 1)  # of what is new in the mean
+        square = (1 - share) * state.square + share * add(losses**2) / jnp.maximum(new, 1)
+        updates, inner = tx.update(grads, state.inner, params)
+        return updates, ImportanceState(square, count, inner)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def example_keys(key: jax.Array, step: jax.Array, batch_size: int) -> jax.Array:

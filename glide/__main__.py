@@ -10,7 +10,7 @@ COMMANDS = {
     "demo": (demo.DemoConfig, demo.main),
     "sample": (sample.SampleConfig, sample.main),
     "inpaint": (inpaint.InpaintConfig, inpaint.main),
-    "train": (train.TrainConfig, train.main),
+    "train": (train.GlideTrainConfig, train.main),
     "train-classes": (classes.ClassesTrainConfig, classes.main),
     "train-classifier": (classifier.ClassifierTrainConfig, classifier.main),
     "train-clip": (clip.ClipTrainConfig, clip.main),

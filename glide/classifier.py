@@ -11,17 +11,21 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from common import checkpoint, run, train
-from common.process import to_float
+from common import checkpoint, devices, run, sampler, train
+from common.guidance import gradient_guidance, mean_shift
+from common.process import to_float, to_uint8
 from common.unet import Encoder, UNetConfig
-from glide.classes import CLASSES, load_labelled
-from glide.model import SMALL, TINY, make_schedule
+from glide import classes
+from glide.classes import CLASSES, NULL, load_labelled
+from glide.model import SMALL, make_schedule
+from glide.sample import CHUNK
 
 
 def _encoder(unet: UNetConfig) -> UNetConfig:
-    return replace(unet, context=None, out_channels=len(CLASSES))
+    return replace(unet, context=None, num_classes=None, out_channels=len(CLASSES))
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class ClassifierConfig:
     unet: UNetConfig = field(default_factory=lambda: _encoder(SMALL.unet))
 
 
-PRESETS = {"tiny": ClassifierConfig(unet=_encoder(TINY.unet)), "small": ClassifierConfig()}
+PRESETS = {name: ClassifierConfig(unet=_encoder(c.unet)) for name, c in classes.PRESETS.items()}
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -87,6 +91,59 @@ def make_loss(config: ClassifierConfig) -> train.LossFn:
         return loss, shares
 
     return loss_fn
+
+
+@functools.cache
+def compiled(config: classes.ClassesConfig, judge: ClassifierConfig, steps: int, how: str):
+    """run(params, judge_params, given (B,), wanted (B,), scale, key) -> uint8 (B, H, W, 3)."""
+    schedule = make_schedule(config)
+    ts = sampler.timesteps(config.T, steps)
+
+    def sample(params, judge_params, given, wanted, scale, key):
+        x_key, step_key = jax.random.split(key)
+        shape = (len(given), config.size, config.size, config.channels)
+        x = sampler.noise_like(x_key, jnp.zeros(shape))
+        denoise, of_label = classes.denoiser(config, params), log_prob(judge, judge_params)
+        towards = lambda x, t, cond: of_label(x, t, {"label": wanted})  # noqa: E731
+        args, options = (schedule, x, ts, {"label": given}, step_key), {"x0_fn": sampler.clip_x0}
+        if how == "ddim":
+            guided = gradient_guidance(denoise, towards, schedule, scale)
+            return to_uint8(sampler.sample(guided, *args, **options))
+        shift = mean_shift(towards, scale, at=how)
+        x = sampler.ancestral(denoise, *args, variance="learned", shift=shift, **options)
+        return to_uint8(x)
+
+    return devices.jit(sample)
+
+
+def draw(
+    model: tuple[classes.ClassesConfig, dict],
+    judge: tuple[ClassifierConfig, dict],
+    labels: np.ndarray,
+    *,
+    guidance_scale: float = 1.0,
+    conditional: bool = True,
+    how: Literal["x_t", "mean", "ddim"] = "x_t",
+    steps: int = 50,
+    seed: int = 0,
+    progress: bool = False,
+) -> np.ndarray:
+    """uint8 (B, H, W, 3) of B labels, by the classifier's gradient; scale 0 is the model alone.
+
+    conditional: does the model underneath get the label, too? how: ancestral steps whose mean moves
+    by scale Sigma grad, taken at x_t (as ADM's code does) or at the mean (as its Algorithm 1), or
+    DDIM with guided eps (Algorithm 2).
+    """
+    (config, params), (judge_config, judge_params) = model, judge
+    wanted = np.asarray(labels, np.int32)
+    given = wanted if conditional else np.full_like(wanted, NULL)
+    run, key = compiled(config, judge_config, steps, how), jax.random.key(seed)
+
+    def some(rows, i):
+        args = (params, judge_params, given[rows], wanted[rows], np.float32(guidance_scale))
+        return run(*args, jax.random.fold_in(key, i))
+
+    return devices.in_chunks(some, len(wanted), CHUNK, "drawing", progress)
 
 
 def main(c: ClassifierTrainConfig) -> None:

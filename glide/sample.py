@@ -55,9 +55,17 @@ class SampleConfig(DrawConfig):
 
 @functools.cache
 def compiled(
-    config: GlideConfig, steps: int, path: bool, eta: float = 0.0, published: bool = False
+    config: GlideConfig,
+    steps: int,
+    path: bool,
+    eta: float | str = 0.0,
+    published: bool = False,
+    guided: bool = True,
 ):
-    """sample(params, tokens (B, L), scales (B,), key) -> uint8 (B, H, W, 3), or its path."""
+    """sample(params, tokens (B, L), scales (B,), key) -> uint8 (B, H, W, 3), or its path.
+
+    guided: False takes the conditional prediction alone, at half the cost, and no scales.
+    """
     schedule = make_schedule(config)
     ts = sampler.timesteps(config.T, steps)
     run = sampler.sample_path if path else sampler.sample
@@ -71,9 +79,12 @@ def compiled(
             lambda a: a[0], encode_text(config, params, jnp.zeros_like(tokens[:1]))
         )
         denoise = official(denoiser(config, params)) if published else denoiser(config, params)
-        guided = classifier_free(denoise, null_cond, scales)
-        x = run(guided, schedule, x, ts, cond, step_key, eta=eta, x0_fn=sampler.clip_x0)
-        return to_uint8(x)
+        if guided:
+            denoise = classifier_free(denoise, null_cond, scales)
+        args, options = (denoise, schedule, x, ts, cond, step_key), {"x0_fn": sampler.clip_x0}
+        if eta == "learned":
+            return to_uint8(sampler.ancestral(*args, variance="learned", **options))
+        return to_uint8(run(*args, eta=eta, **options))
 
     return devices.jit(sample)
 
@@ -86,7 +97,7 @@ def draw(
     guidance_scale: float | np.ndarray = 3.0,
     steps: int = 50,
     seed: int = 0,
-    eta: float = 0.0,
+    eta: float | str = 0.0,
     path: bool = False,
     chunk: int = CHUNK,
     progress: bool = False,
@@ -94,13 +105,15 @@ def draw(
 ) -> np.ndarray:
     """Pictures uint8 (B, H, W, 3) of B prompts; with path every x on the way, (steps + 1, B, ...).
 
-    guidance_scale: a number or one per prompt; eta: 0 is DDIM, 1 has the noise of DDPM. Row i
-    starts from noise that depends on seed, i and chunk alone. read: of published weights,
-    pretrained.reader. ValueError: unknown words, too many of them, steps out of range.
+    guidance_scale: a number or one per prompt; eta: 0 is DDIM, 1 has the noise of DDPM, "learned"
+    takes ancestral steps with the learned variance (no path). Row i starts from noise that depends
+    on seed, i and chunk alone. read: of published weights, pretrained.reader. ValueError: unknown
+    words, too many of them, steps out of range.
     """
     tokens = read(prompts) if read else tokenizer(config).encode([canonical(p) for p in prompts])
     scales = np.broadcast_to(np.float32(guidance_scale), (len(prompts),))
-    sample, key = compiled(config, steps, path, eta, bool(read)), jax.random.key(seed)
+    guided = bool((scales != 1).any())
+    sample, key = compiled(config, steps, path, eta, bool(read), guided), jax.random.key(seed)
 
     def run(rows, i):
         return sample(params, tokens[rows], scales[rows], jax.random.fold_in(key, i))

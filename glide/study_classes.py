@@ -1,77 +1,125 @@
-"""Classifier guidance: the table of Dhariwal & Nichol 2021 (ADM, Table 4), small."""
+"""Classifier guidance: the table of Dhariwal & Nichol 2021 (ADM, Table 4), and widths, small."""
 
-import functools
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from common import devices, metrics, plot, sampler
-from common.guidance import mean_shift
-from common.process import to_uint8
-from common.scenes.reader import read
+from common import metrics, plot
 from glide import classes as labelled
 from glide import classifier
-from glide.classes import CLASSES, NULL, SEEN
-from glide.study_guidance import line, quality
+from glide.classes import NAMES, SEEN
+from glide.scoring import band, claim, line, preferences, quality, trained
 
-# python -m glide train-classes, and train-classifier, make them: they are not shipped.
 MODEL = Path("runs/classes/weights.safetensors")
+NARROW = Path("runs/classes_narrow/weights.safetensors")
 CLASSIFIER = Path("runs/classifier/weights.safetensors")
+MAKE = {
+    MODEL: "train-classes --preset wide --steps 1500",
+    NARROW: "train-classes --preset narrow --steps 1500 --out runs/classes_narrow",
+    CLASSIFIER: "train-classifier --preset wide --steps 1000",
+}
 SCALES = (0, 1, 10)
+WIDTH_SCALES = (1, 2, 3, 4)
 
 
-@functools.cache
-def compiled(config, judge_config, steps: int, at: str):
-    """run(params, judge_params, given (B,), wanted (B,), scale, key) -> uint8 (B, H, W, 3)."""
-    schedule = labelled.make_schedule(config)
-    ts = sampler.timesteps(config.T, steps)
-
-    def run(params, judge_params, given, wanted, scale, key):
-        x_key, step_key = jax.random.split(key)
-        shape = (len(given), config.size, config.size, config.channels)
-        x = sampler.noise_like(x_key, jnp.zeros(shape))
-        log_prob = classifier.log_prob(judge_config, judge_params)
-        shift = mean_shift(lambda x, t, cond: log_prob(x, t, {"label": wanted}), scale, at=at)
-        x = sampler.ancestral(labelled.denoiser(config, params), schedule, x, ts,
-                              {"label": given}, step_key, variance="learned",
-                              x0_fn=sampler.clip_x0, shift=shift)  # fmt: skip
-        return to_uint8(x)
-
-    return devices.jit(run)
+def opened(path: Path, load=labelled.load) -> tuple:
+    """(config, params) of weights that are not shipped."""
+    return load(trained(path, MAKE.get(path, "train-classes")))[:2]
 
 
-def classes(c, models: list) -> tuple[list[dict], object]:
+def described(c, images: np.ndarray, real: np.ndarray) -> dict[str, dict]:
+    """quality, and the share of pictures that are of their class, by the reader."""
+    right = metrics.caption_accuracy(prompts(c), images)["shape_colour"]
+    return {**quality(images, real), "class": right}
+
+
+def wanted(c) -> np.ndarray:
+    return np.resize(np.array(SEEN, np.int32), c.num)
+
+
+def prompts(c) -> list[str]:
+    return [f"a {NAMES[i]}".replace("a orange", "an orange") for i in wanted(c)]
+
+
+def classes(c, models: list) -> tuple[list[dict], list[dict], object]:
     """{unconditional, class-conditional} x scale: FD-scenes, precision, recall, class right.
 
-    Ancestral steps with the learned variance and the mean shifted by scale Sigma grad, as there.
+    Ancestral steps with the learned variance and the mean shifted by scale Sigma grad, as there;
+    and at scale 1 the gradient at the mean, DDIM, and classifier-free guidance in half the steps,
+    which evaluates the network as often.
     """
-    config, params, _ = labelled.load(MODEL)
-    judge_config, judge_params, _ = classifier.load(CLASSIFIER)
-    alone = labelled.load_labelled(config.size, "test")["image"]
-    wanted = np.resize(np.array(SEEN, np.int32), c.count)
-    rows, pictures = [], []
-    for name, given in (("unconditional", np.full_like(wanted, NULL)), ("conditional", wanted)):
-        for scale in SCALES:
-            run = compiled(config, judge_config, c.steps, "x_t")
+    model, judge = opened(MODEL), opened(CLASSIFIER, classifier.load)
+    real = labelled.load_labelled(model[0].size, "test")["image"]
+    options = {"steps": c.steps, "seed": c.seed, "progress": True}
+    plan = [(name, scale, "x_t") for name in ("unconditional", "conditional") for scale in SCALES]
+    plan += [("unconditional", SCALES[-1], how) for how in ("mean", "ddim")]
+    rows, pictures = {}, []
+    for name, scale, how in plan:
+        images = classifier.draw(model, judge, wanted(c), guidance_scale=scale, how=how,
+                                 conditional=name == "conditional", **options)  # fmt: skip
+        rows[name, scale, how] = {"model": name, "guidance_scale": scale, "how": how,
+                                  **described(c, images, real)}  # fmt: skip
+        print(name, scale, how, line(rows[name, scale, how]))
+        pictures += [images[:8]] if how == "x_t" else []
+    half = max(1, c.steps // 2)
+    images = labelled.draw(*model, wanted(c), guidance_scale=3.0, ancestral=True,
+                           **options | {"steps": half})  # fmt: skip
+    free = {"model": "conditional", "guidance_scale": 3, "how": "classifier-free, half the steps",
+            **described(c, images, real)}  # fmt: skip
+    print("classifier-free", line(free))
+    of = lambda name, scale: rows[name, scale, "x_t"]  # noqa: E731
+    none, one, most = SCALES[0], SCALES[min(1, len(SCALES) - 2)], SCALES[-1]
+    tests = []
+    for text, key, a, b in (
+        (f"conditional: scale {most} has more precision than {none}", "precision",
+         of("conditional", most), of("conditional", none)),
+        (f"conditional: scale {most} has less recall than {none}", "recall",
+         of("conditional", none), of("conditional", most)),
+        (f"unconditional: scale {most} brings the class more often than {none}", "class",
+         of("unconditional", most), of("unconditional", none)),
+        (f"unconditional: scale {most} is nearer to real pictures than {none}", "fd_scenes",
+         of("unconditional", none), of("unconditional", most)),
+        (f"conditional: scale {one} is nearer to real pictures than {most}", "fd_scenes",
+         of("conditional", most), of("conditional", one)),
+        ("at equal evaluations classifier-free guidance brings the class more often", "class",
+         free, of("unconditional", most)),
+    ):  # fmt: skip
+        tests.append(claim(text, a[key], b[key]))
+    labels = [f"{name}, {scale:g}" for name, scale, how in plan if how == "x_t"]
+    names = [NAMES[i] for i in wanted(c)[: len(pictures[0])]]
+    figure = plot.grid(np.concatenate(pictures), row_labels=labels, column_labels=names, scale=2)
+    return [*rows.values(), free], tests, figure
 
-            def some(rows, i, run=run, given=given, scale=scale):
-                key = jax.random.fold_in(jax.random.key(c.seed), i)
-                return run(params, judge_params, given[rows], wanted[rows], float(scale), key)
 
-            images = devices.in_chunks(some, c.count, 64, "drawing", True)
-            names = [CLASSES[i] for i in wanted]
-            right = sum(len(r["objects"]) == 1 and
-                        (r["objects"][0]["shape"], r["objects"][0]["colour"]) == want
-                        for r, want in zip(read(images), names, strict=True))  # fmt: skip
-            low, high = metrics.wilson_interval(right, c.count)
-            rows.append({"model": name, "guidance_scale": scale} | quality(images, alone)
-                        | {"class": {"accuracy": right / c.count, "low": low, "high": high,
-                                     "n": c.count}})  # fmt: skip
-            pictures.append(images[:8])
-            print(name, scale, line(rows[-1]))
-    labels = [f"{r['model']}, {r['guidance_scale']:g}" for r in rows]
-    columns = [labelled.NAMES[i] for i in wanted[:8]]
-    return rows, plot.grid(np.concatenate(pictures), columns=8, row_labels=labels,
-                           column_labels=columns, scale=2)  # fmt: skip
+def widths(c, models: list) -> tuple[list[dict], list[dict], object]:
+    """Guidance against parameters: two widths, trained alike, over the scale (GLIDE, Table 4)."""
+    rows, drawn, series = {}, {}, {}
+    for name, path in (("narrow", NARROW), ("wide", MODEL)):
+        config, params = opened(path)
+        real = labelled.load_labelled(config.size, "test")["image"]
+        count = sum(p.size for p in jax.tree.leaves(params))
+        for scale in WIDTH_SCALES:
+            images = labelled.draw(config, params, wanted(c), guidance_scale=scale, steps=c.steps,
+                                   seed=c.seed, progress=True)  # fmt: skip
+            rows[name, scale] = {"model": name, "params": count, "guidance_scale": scale,
+                                 **described(c, images, real)}  # fmt: skip
+            drawn[f"{name}, {scale}"] = images
+            print(name, scale, line(rows[name, scale]))
+        mine = [rows[name, scale] for scale in WIDTH_SCALES]
+        series[f"{name}, {count / 1e6:.2f} M"] = band(mine, "guidance_scale", "class")
+    players = [f"{name}, {scale}" for name in ("narrow", "wide") for scale in (1, 3)]
+    elo = preferences(prompts(c), {name: drawn[name] for name in players})
+    tests = [claim("guidance 3 does more for the class than the parameters of the wide model",
+                   rows["narrow", 3]["class"], rows["wide", 1]["class"])]  # fmt: skip
+    ratings = {r["player"]: r for r in elo}
+    for question in ("realism", "caption"):
+        a, b = (ratings[name][f"elo_{question}"] for name in ("narrow, 3", "wide, 1"))
+        tests.append(claim(f"{question}: the reader prefers narrow, 3 to wide, 1", a, b))
+    return (
+        [*rows.values(), *elo],
+        tests,
+        plot.curve(
+            series, xlabel="guidance scale", ylabel="class right", title="Guidance or parameters?"
+        ),
+    )

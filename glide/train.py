@@ -33,7 +33,7 @@ PHRASINGS = 4  # captions kept of each picture
 
 @dataclass(frozen=True)
 class TrainConfig(run.RunConfig):
-    """`python -m glide train`: each field is an option."""
+    """What is shared with the decoder of unCLIP."""
 
     out: Path = Path("runs/glide")  # checkpoints, samples, metrics.jsonl, weights.safetensors
     steps: int = 12_000
@@ -44,6 +44,13 @@ class TrainConfig(run.RunConfig):
     rho: float = 0.05  # caption noise: probability that a named shape or colour is wrong
     late: float = 1.0  # times are drawn in proportion to t^late; 0 is uniform, as in the paper
     examples: int = 24_000  # pictures used, of the 24,000 there are
+
+
+@dataclass(frozen=True)
+class GlideTrainConfig(TrainConfig):
+    """`python -m glide train`: each field is an option."""
+
+    importance: bool = False  # draw times by how large the loss is there; needs --late 0
 
 
 def make_loss(config: GlideConfig, drop: float, late: float = 0.0) -> train.LossFn:
@@ -64,24 +71,26 @@ def make_loss(config: GlideConfig, drop: float, late: float = 0.0) -> train.Loss
         if "low_res" in config.inputs:  # no noise or blur is added to it, as in ADM and GLIDE
             cond["low_res"] = nn.avg_pool(x0, (2, 2), (2, 2))
         apply = lambda x, t: Glide(config).apply({"params": params}, x, t, cond)  # noqa: E731
-        return denoising_loss(config, apply, x0, noise_keys, late)
+        return denoising_loss(config, apply, x0, noise_keys, late, batch.get("time_odds"))
 
     return loss_fn
 
 
-def denoising_loss(config, apply, x0: jax.Array, keys: jax.Array, late: float):
+def denoising_loss(config, apply, x0: jax.Array, keys: jax.Array, late: float, time_odds=None):
     """(loss, metrics) of output = apply(x_t, t), whatever else `apply` is given.
+
+    time_odds (T,): times are drawn so, and the loss is weighted back (train.importance_sampled).
 
     Paper: times are uniform (late 0). What is an object's colour and shape is settled at large t,
     before it can be seen in x_t; more draws from there teach the words sooner.
     """
     schedule = make_schedule(config)
-    weights = jnp.arange(1, schedule.T + 1) ** late if late else None
+    weights = jnp.arange(1, schedule.T + 1) ** late if late else time_odds
     x, t, eps = train.noise_batch(schedule, x0, keys, weights)
     output = apply(x, t)
     targets = {"eps": eps, "velocity": velocity(schedule, x0, t, eps), "x0": x0}
     error = output[..., : config.channels] - targets[config.prediction]
-    return train.hybrid_loss(schedule, predict(config, output, x, t), error, x0, x, t)
+    return train.hybrid_loss(schedule, predict(config, output, x, t), error, x0, x, t, time_odds)
 
 
 def load_captioned(config: GlideConfig, c: TrainConfig) -> dict[str, np.ndarray]:
@@ -118,8 +127,10 @@ def preview(config: GlideConfig, params: dict, batches: dict[str, np.ndarray]) -
     return plot.grid(images, captions=EXAMPLES)
 
 
-def main(c: TrainConfig) -> None:
+def main(c: GlideTrainConfig) -> None:
     """Train from scratch, or go on where `out` stopped; the run is the same either way."""
+    if c.importance and c.late:
+        raise ValueError(f"importance and late {c.late:g} both say how times are drawn: --late 0")
     run.start(c)
     config = PRESETS[c.preset]
 
@@ -142,6 +153,6 @@ def main(c: TrainConfig) -> None:
         init=init,
         loss_fn=make_loss(config, c.drop, c.late),
         batches=batches,
-        tx=optimiser(c),
+        tx=train.importance_sampled(optimiser(c), config.T) if c.importance else optimiser(c),
         sample=lambda params: preview(config, params, batches),
     )

@@ -196,8 +196,8 @@ def test_a_clip_that_knows_shapes_and_colours_is_measured_as_such(scenes, monkey
 
 def settings(out, **changes):
     return ClipTrainConfig(
-        out=out, preset="tiny", noised=True, steps=6, batch_size=8, group=1, lr=0.01, warmup=1, rho=0.1,
-        examples=32, log_every=1, save_every=2, **changes,
+        out=out, preset="tiny", noised=True, steps=6, batch_size=8, group=1, lr=0.01, warmup=1,
+        rho=0.1, examples=32, log_every=1, save_every=2, **changes,
     )  # fmt: skip
 
 

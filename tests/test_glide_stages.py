@@ -7,16 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import made
+from helpers import made, program
 from numpy.testing import assert_allclose, assert_array_equal
+from PIL import Image
 
 from common import checkpoint, run, train
 from common.guidance import gradient_guidance
-from common.process import Prediction
+from common.process import Prediction, to_float
 from glide import classes, classifier
+from glide.__main__ import COMMANDS
 from glide.inpaint import inpaint, known, random_keep_mask
 from glide.model import PRESETS, TINY, Glide, for_inpainting, init_params, load, make_schedule
-from glide.train import make_loss
+from glide.train import denoising_loss, make_loss
 from glide.upsampler import times, upsample
 
 UPSAMPLER = PRESETS["tiny_upsampler"]
@@ -87,6 +89,47 @@ def test_kept_pixels_come_back_exactly_and_the_hole_is_drawn(params, tuned):
     assert (out[~keep] != other[~keep]).any(), "the hole does not see its surroundings"
 
 
+@pytest.fixture
+def files(params, tmp_path):
+    """Pictures that are wrong in one way each, and weights that are never reached."""
+    Image.fromarray(ORANGE[0]).save(tmp_path / "a.png")
+    Image.new("L", (32, 32)).save(tmp_path / "hole.png")
+    Image.new("L", (16, 32)).save(tmp_path / "small.png")
+    Image.new("L", (32, 32), 255).save(tmp_path / "all.png")
+    (tmp_path / "text.png").write_text("no picture")
+    Image.new("1", (30_000, 30_000)).save(tmp_path / "huge.png")
+    config = {**vars(TINY), "unet": vars(TINY.unet), "text": vars(TINY.text)}
+    path = tmp_path / "tiny.safetensors"
+    checkpoint.save_weights(path, params, {"model": "glide", "config": config, "recipe": {}})
+    return tmp_path
+
+
+WRONG = {
+    "mask of another size": ({"keep-mask": "small.png"}, "small.png is 16 x 32"),
+    "picture of another size": ({"image": "small.png"}, "--resize"),
+    "no picture": ({"image": "text.png"}, "cannot read"),
+    "no mask": ({"keep-mask": "text.png"}, "cannot read"),
+    "no file": ({"image": "none.png"}, "none.png"),
+    "30,000 pixels": ({"image": "huge.png"}, "30000 x 30000 pixels"),
+    "nothing to draw": ({"keep-mask": "all.png"}, "keeps every pixel"),
+    "guidance": ({"guidance-scale": "nan"}, "finite number"),
+    "infinite guidance": ({"guidance-scale": "inf"}, "finite number"),
+    "prompt": ({"prompt": "a redd ball"}, "unknown word 'redd'"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_input_to_inpaint_gets_one_line_and_code_2(name, files, capsys, monkeypatch):
+    monkeypatch.chdir(files)
+    changes, words = WRONG[name]
+    options = {"image": "a.png", "keep-mask": "hole.png", "prompt": "a red ball",
+               "weights": "tiny.safetensors", "out": "new.png"} | changes  # fmt: skip
+    args = [part for k, v in options.items() for part in (f"--{k}", v)]
+    result = program(capsys, "glide", COMMANDS, "inpaint", *args)
+    assert result.returncode == 2 and len(result.stderr.strip().splitlines()) == 1, result.stderr
+    assert words in result.stderr and not (files / "new.png").exists()
+
+
 # Upsampler
 
 
@@ -130,6 +173,21 @@ def test_times_drawn_late_have_the_density_asked_for():
     _, t, _ = train.noise_batch(s, jnp.zeros((4000, 1)), keys, jnp.arange(1, 1001) ** 1.0)
     assert abs(float(t.mean()) - 2 / 3 * 1000) < 20  # uniform: 500
     assert float((t > 500).mean()) == pytest.approx(0.75, abs=0.03)
+
+
+def test_the_bound_trains_the_variance_and_leaves_the_mean_to_the_square_error():
+    """Fails if the variance is frozen, or if the bound reaches the mean."""
+    x0, out = jnp.tanh(pictures(0, 2, 4, 4, 3)), 0.1 * pictures(1, 2, 4, 4, 6)
+    keys = jax.random.split(jax.random.key(3), 2)
+
+    def loss(out, name=None):
+        again = jax.random.clone(keys)
+        total, metrics = denoising_loss(TINY, lambda x, t: out, x0, again, 0.0)
+        return metrics[name] if name else total
+
+    slope, of_mse = jax.grad(loss)(out), jax.grad(partial(loss, name="mse"))(out)
+    assert_allclose(slope[..., :3], of_mse[..., :3], rtol=1e-5)
+    assert np.abs(slope[..., 3:]).max() > 0 and np.abs(of_mse[..., 3:]).max() == 0
 
 
 # Classes
@@ -191,6 +249,25 @@ def test_the_classifier_is_a_distribution_that_depends_on_the_time_and_guides():
     guided = gradient_guidance(lambda x, t, c: Prediction(0 * x), log_prob, s, 10.0)
     downhill = x - jax.jit(guided)(x, t, cond).eps * 0.05 / s.at(t, 4)[1]
     assert np.all(one(downhill, t, cond) > one(x, t, cond))
+
+
+@pytest.mark.parametrize("how", ["x_t", "mean", "ddim"])
+def test_pictures_guided_by_a_classifier_are_of_its_class_more_and_scale_0_is_the_model(how):
+    model = (config := classes.PRESETS["tiny"]), made(lambda key: classes.init_params(config, key))
+    judge = (of := classifier.PRESETS["tiny"]), made(lambda key: classifier.init_params(of, key))
+    labels, options = [3, 40], {"steps": 3, "how": how}
+    drawn = {
+        s: classifier.draw(model, judge, labels, guidance_scale=s, **options) for s in (0, 300)
+    }
+    log_prob = jax.jit(classifier.log_prob(*judge))
+    found = {}
+    for s, x in drawn.items():
+        found[s] = log_prob(to_float(x), jnp.array([1, 1]), {"label": jnp.array(labels)})
+    assert np.all(found[300] > found[0])
+    other = classifier.draw(model, judge, [7, 8], guidance_scale=0, conditional=False, **options)
+    free = classifier.draw(model, judge, labels, guidance_scale=0, conditional=False, **options)
+    assert_array_equal(free, other)
+    assert (free != drawn[0]).any()
 
 
 def test_accuracies_per_quarter_of_t_add_up_to_the_accuracy():
