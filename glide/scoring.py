@@ -22,6 +22,11 @@ def trained(path: Path, command: str) -> Path:
     return path
 
 
+def made_by(name: str, metadata: dict) -> dict:
+    """A row that says which weights a study took beside c.weights, and how they were made."""
+    return {"weights_of": name, "digest": metadata["digest"], "recipe": metadata["recipe"]}
+
+
 def asked(c, size: int, split: str = "test") -> tuple[list[str], np.ndarray]:
     """c.num captions of pictures that training never saw, and other real pictures."""
     scenes, rng = data.load("scenes", split, size=size), np.random.default_rng(c.seed)

@@ -55,8 +55,8 @@ class StudyConfig:
 
 def main(given: StudyConfig) -> None:
     c = defaults(given, **(QUICK if given.quick else FULL))
-    if not 6 <= c.num <= 1000:
-        raise ValueError(f"num must be in 6..1000, not {c.num}")
+    if not 8 <= c.num <= 1000:
+        raise ValueError(f"num must be in 8..1000, not {c.num}")
     if not all(math.isfinite(s) for s in c.scales):
         raise ValueError("scales must be finite numbers")
     devices.start()

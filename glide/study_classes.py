@@ -9,7 +9,7 @@ from common import metrics, plot
 from glide import classes as labelled
 from glide import classifier
 from glide.classes import NAMES, SEEN
-from glide.scoring import band, claim, line, preferences, quality, trained
+from glide.scoring import band, claim, line, made_by, preferences, quality, trained
 
 MODEL = Path("runs/classes/weights.safetensors")
 NARROW = Path("runs/classes_narrow/weights.safetensors")
@@ -24,8 +24,8 @@ WIDTH_SCALES = (1, 2, 3, 4)
 
 
 def opened(path: Path, load=labelled.load) -> tuple:
-    """(config, params) of weights that are not shipped."""
-    return load(trained(path, MAKE.get(path, "train-classes")))[:2]
+    """(config, params, metadata) of weights that are not shipped."""
+    return load(trained(path, MAKE.get(path, "train-classes")))
 
 
 def described(c, images: np.ndarray, real: np.ndarray) -> dict[str, dict]:
@@ -49,7 +49,7 @@ def classes(c, models: list) -> tuple[list[dict], list[dict], object]:
     and at scale 1 the gradient at the mean, DDIM, and classifier-free guidance in half the steps,
     which evaluates the network as often.
     """
-    model, judge = opened(MODEL), opened(CLASSIFIER, classifier.load)
+    (*model, made), (*judge, judge_made) = opened(MODEL), opened(CLASSIFIER, classifier.load)
     real = labelled.load_labelled(model[0].size, "test")["image"]
     options = {"steps": c.steps, "seed": c.seed, "progress": True}
     plan = [(name, scale, "x_t") for name in ("unconditional", "conditional") for scale in SCALES]
@@ -89,14 +89,16 @@ def classes(c, models: list) -> tuple[list[dict], list[dict], object]:
     labels = [f"{name}, {scale:g}" for name, scale, how in plan if how == "x_t"]
     names = [NAMES[i] for i in wanted(c)[: len(pictures[0])]]
     figure = plot.grid(np.concatenate(pictures), row_labels=labels, column_labels=names, scale=2)
-    return [*rows.values(), free], tests, figure
+    weights = [made_by("model", made), made_by("classifier", judge_made)]
+    return [*weights, *rows.values(), free], tests, figure
 
 
 def widths(c, models: list) -> tuple[list[dict], list[dict], object]:
     """Guidance against parameters: two widths, trained alike, over the scale (GLIDE, Table 4)."""
     rows, drawn, series = {}, {}, {}
     for name, path in (("narrow", NARROW), ("wide", MODEL)):
-        config, params = opened(path)
+        config, params, metadata = opened(path)
+        rows[name] = made_by(name, metadata)
         real = labelled.load_labelled(config.size, "test")["image"]
         count = sum(p.size for p in jax.tree.leaves(params))
         for scale in WIDTH_SCALES:
@@ -116,10 +118,6 @@ def widths(c, models: list) -> tuple[list[dict], list[dict], object]:
     for question in ("realism", "caption"):
         a, b = (ratings[name][f"elo_{question}"] for name in ("narrow, 3", "wide, 1"))
         tests.append(claim(f"{question}: the reader prefers narrow, 3 to wide, 1", a, b))
-    return (
-        [*rows.values(), *elo],
-        tests,
-        plot.curve(
-            series, xlabel="guidance scale", ylabel="class right", title="Guidance or parameters?"
-        ),
-    )
+    figure = plot.curve(series, xlabel="guidance scale", ylabel="class right",
+                        title="Guidance or parameters?")  # fmt: skip
+    return [*rows.values(), *elo], tests, figure

@@ -12,7 +12,17 @@ from common.scenes.scene import COLOURS, SHAPES
 from glide import clip as glide_clip
 from glide import clip_guidance
 from glide.sample import JUDGE, draw
-from glide.scoring import asked, band, claim, line, measure, preferences, singles, trained
+from glide.scoring import (
+    asked,
+    band,
+    claim,
+    line,
+    made_by,
+    measure,
+    preferences,
+    singles,
+    trained,
+)
 
 GUIDE = Path("runs/clip_noised/weights.safetensors")
 MAKE_GUIDE = "train-clip --noised --steps 800 --out runs/clip_noised"
@@ -30,7 +40,8 @@ def clip(c, models: list) -> tuple[list[dict], list[dict], object]:
     The un-noised baseline guides with the judge itself, so its CLIP score is marked as such.
     """
     config, params, _ = models[0]
-    guide, judge = (glide_clip.load(p)[:2] for p in (trained(GUIDE, MAKE_GUIDE), JUDGE))
+    *guide, guide_made = glide_clip.load(trained(GUIDE, MAKE_GUIDE))
+    *judge, judge_made = glide_clip.load(JUDGE)
     texts, real = asked(c, config.size)
     kinds = {"CFG": (CFG, None), "CLIP, noised": (NOISED, guide), "CLIP, un-noised": (CLEAN, judge)}
     rows, drawn = {}, {}
@@ -64,7 +75,8 @@ def clip(c, models: list) -> tuple[list[dict], list[dict], object]:
     figures = [plot.curve({k: band(mine, x, y) for k, mine in by_kind.items() if mine},
                           xlabel=NAMES.get(x, x), ylabel=NAMES.get(y, y), size=(4.2, 3.0))
                for x, y in PANELS]  # fmt: skip
-    return [*rows.values(), *elo.values()], tests, two_by_two(figures)
+    weights = [made_by("guide", guide_made), made_by("judge", judge_made)]
+    return [*weights, *rows.values(), *elo.values()], tests, two_by_two(figures)
 
 
 def by_clip(judge: tuple, texts: list[str], images: np.ndarray) -> dict[str, dict]:

@@ -1,5 +1,7 @@
 """GLIDE's other models: inpainting, upsampler, class labels, classifier."""
 
+import struct
+import zlib
 from dataclasses import replace
 from functools import partial
 
@@ -97,7 +99,9 @@ def files(params, tmp_path):
     Image.new("L", (16, 32)).save(tmp_path / "small.png")
     Image.new("L", (32, 32), 255).save(tmp_path / "all.png")
     (tmp_path / "text.png").write_text("no picture")
-    Image.new("1", (30_000, 30_000)).save(tmp_path / "huge.png")
+    header = b"IHDR" + struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)  # and no pixels
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk)
     config = {**vars(TINY), "unet": vars(TINY.unet), "text": vars(TINY.text)}
     path = tmp_path / "tiny.safetensors"
     checkpoint.save_weights(path, params, {"model": "glide", "config": config, "recipe": {}})

@@ -145,11 +145,11 @@ def test_every_part_goes_from_weights_to_numbers_and_a_figure(part, room, tmp_pa
 
 
 def test_the_printed_command_names_every_option_that_was_changed(room, tmp_path):
-    c = StudyConfig(num=6, scales=(1.0,), steps=2, weights=(room / "small.safetensors",),
+    c = StudyConfig(num=8, scales=(1.0,), steps=2, weights=(room / "small.safetensors",),
                     quick=True, out=tmp_path)  # fmt: skip
     study.main(c)
     command = json.loads((tmp_path / "glide_captions.json").read_text())["command"]
-    for option in ("--quick", "--num 6", "--scales 1.0", "--steps 2"):
+    for option in ("--quick", "--num 8", "--scales 1.0", "--steps 2"):
         assert option in command
 
 
