@@ -46,8 +46,9 @@ def reconstruction(config: AutoencoderConfig, params: dict, num: int = 512) -> d
     found = fidelity(reconstruct(config, params, images), images, truth)
     found["accuracy_originals"] = accuracy(truth, read(images))
     if config.kind == "vq":
-        used = perplexity(code_numbers(config, params, images), config.codes)
-        found["codes_used"] = float(used) / config.codes
+        found["codes"] = config.codes
+        found["perplexity"] = float(perplexity(code_numbers(config, params, images), config.codes))
+        found["codes_used"] = found["perplexity"] / config.codes
     return found
 
 

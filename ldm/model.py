@@ -2,8 +2,8 @@
 
     picture --encode, times latent_scale--> z0 --noise--> z_t --U-Net--> z0 --decode--> picture
 
-Text and class enter by cross-attention; a masked or a small picture as channels beside z_t.
-Rombach et al. 2022, sections 3.2 and 3.3.
+Text, class and neighbours enter by cross-attention; a masked or a small picture and a map of what
+is where as channels beside z_t. Rombach et al. 2022, sections 3.2 and 3.3.
 """
 
 import functools
@@ -19,6 +19,7 @@ import numpy as np
 from common import checkpoint
 from common.clip import ClipConfig, TextTower
 from common.guidance import Denoiser, classifier_free
+from common.nn import dense
 from common.pretrained import official
 from common.process import Prediction, eps_from_velocity
 from common.scenes.captions import VOCABULARY, canonical, claims
@@ -31,6 +32,7 @@ from ldm.autoencoder import IDENTITY, Autoencoder, AutoencoderConfig
 from ldm.text import TextTransformer
 
 BESIDE = "autoencoder.safetensors"  # the first stage, in the folder of the weights that need it
+SEGMENTS = ("ground", *SHAPES)  # of a semantic map
 CLASSES = tuple((shape, colour) for shape in SHAPES for colour in COLOURS)
 
 STABLE = UNetConfig(out_channels=4, width=320, multipliers=(1, 2, 4, 4), attention=(1, 2, 4),
@@ -49,20 +51,21 @@ class LdmConfig:
     beta_min: float = 8.5e-4  # sqrt(beta) rises linearly
     beta_max: float = 0.012
     prediction: str = "eps"  # what the network predicts: "eps" (LDM) or "velocity"
-    condition: str = "text"  # "text", "class" or "none"
-    inputs: tuple[str, ...] = ()  # beside z_t: "masked" (inpainting), "low_res"
+    condition: str = "text"  # "text", "class", "neighbours" (of CLIP) or "none"
+    inputs: tuple[str, ...] = ()  # beside z_t: "masked" (inpainting), "low_res", "semantic"
     unet: UNetConfig = STABLE
     text: TextConfig = TextConfig(vocabulary=30_522, length=77, width=1280, layers=32)
     inner: int | None = 512  # width of tau_theta's attention; None: GLIDE's text, 0: CLIP's
     classes: int = len(CLASSES)  # one more label stands for none of them
-    class_width: int = 512
+    class_width: int = 512  # of a class's token; of neighbours, CLIP's dim
 
 
 class Ldm(nn.Module):
     """Network output (B, h, w, C) of z_t (B, h, w, C), t (B,) and cond, a dict of
 
-    tokens (B, L) or label (B,), or what `encode` made of them; masked (B, h, w, C + 1), the latent
-    of the picture with a hole, and the hole; low_res (B, h, w, 3).
+    tokens (B, L) or label (B,) or semantic (B, H, W), numbers of SEGMENTS, or what `encode` made of
+    them; context (B, k, D) of neighbours; masked (B, h, w, C + 1), the latent of the picture with a
+    hole, and the hole; low_res (B, h, w, 3).
     """
 
     config: LdmConfig
@@ -79,6 +82,8 @@ class Ldm(nn.Module):
                 self.text = TextTower(ClipConfig(text=c.text), pooled=False)
         elif c.condition == "class":
             self.classes = nn.Embed(c.classes + 1, c.class_width)
+        if "semantic" in c.inputs:
+            self.segments = dense(3, bias=False)
         self.unet = UNet(c.unet)
 
     def encode(self, cond: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -90,6 +95,9 @@ class Ldm(nn.Module):
             cond |= {"context": context} | ({} if vector is None else {"vector": vector})
         if "label" in cond:  # a single token: attention to it adds the same at every place
             cond["context"] = self.classes(cond.pop("label"))[:, None]
+        if "semantic" in self.config.inputs and cond["semantic"].ndim == 3:
+            f = self.config.first_stage.factor
+            cond["semantic"] = self.segments(shares(cond["semantic"], f))
         return cond
 
     def __call__(self, z: jax.Array, t: jax.Array, cond: dict[str, jax.Array]) -> jax.Array:
@@ -98,6 +106,15 @@ class Ldm(nn.Module):
         channels = jnp.concatenate(channels, -1) if channels else None
         given = {name: cond[name] for name in ("context", "vector") if name in cond}
         return self.unet(z, t, channels=channels, **given)
+
+
+def shares(semantic: jax.Array, f: int) -> jax.Array:
+    """(B, H, W) -> (B, h, w, K): how much of each latent position belongs to which of SEGMENTS.
+
+    latent-diffusion's SpatialRescaler: one-hot, shrunk, then three channels by a 1x1 map.
+    """
+    B, H, W = semantic.shape
+    return jax.nn.one_hot(semantic, len(SEGMENTS)).reshape(B, H // f, f, W // f, f, -1).mean((2, 4))
 
 
 def with_first_stage(
@@ -133,11 +150,14 @@ def init_params(config: LdmConfig, key: jax.Array) -> dict:
     """Of the network alone; the first stage's are put beside them, as "first_stage"."""
     h, w, C = latent_shape(config)
     z, one = jnp.zeros((1, h, w, C)), jnp.ones(1, jnp.int32)
-    cond = {"masked": jnp.zeros((1, h, w, C + 1)), "low_res": jnp.zeros((1, h, w, 3))}
+    cond = {"masked": jnp.zeros((1, h, w, C + 1)), "low_res": jnp.zeros((1, h, w, 3)),
+            "semantic": jnp.zeros((1, config.size, config.size), jnp.int32)}  # fmt: skip
     if config.condition == "text":
         cond["tokens"] = jnp.zeros((1, config.text.length), jnp.int32)
     if config.condition == "class":
         cond["label"] = one
+    if config.condition == "neighbours":
+        cond["context"] = jnp.zeros((1, 1, config.class_width))
     return Ldm(config).init(key, z, one, cond)["params"]
 
 
@@ -182,9 +202,11 @@ def _label(config: LdmConfig, prompt: str) -> int:
 
 
 def null_condition(config: LdmConfig) -> dict[str, np.ndarray]:
-    """What a dropped condition is replaced by, without B: no words, or the label of no class."""
+    """What a dropped condition is replaced by, without B: no words, no class, or zeros."""
     if config.condition == "class":
         return {"label": np.int32(config.classes)}
+    if config.condition == "neighbours":
+        return {"context": np.zeros(config.class_width, np.float32)}
     return {"tokens": np.zeros(config.text.length, np.int32)} if config.condition == "text" else {}
 
 
@@ -212,7 +234,7 @@ def guide(
     scales: jax.Array,
     null_cond: dict[str, jax.Array] | None = None,
 ) -> tuple[Denoiser, dict]:
-    """(denoiser, cond) for a sampler, from a cond of tokens or label, and inputs.
+    """(denoiser, cond) for a sampler, from a cond of tokens, label or context, and inputs.
 
     Guided by scales (B,) if there is anything to drop; the inputs never are. null_cond: of
     published weights, which count t from 0 and have tokens of their own for no words.

@@ -30,6 +30,7 @@ from ldm.model import (
 
 CHUNK = 64  # pictures drawn in one call
 SHIPPED = Path(__file__).parent / "weights" / "small.safetensors"
+COMMANDS = {"masked": "inpaint", "low_res": "upscale", "semantic": "paint", "context": "retrieve"}
 SOLVERS = {"ddim": sampler.sample, "plms": sampler.plms, "dpm": sampler.dpm_solver}
 
 
@@ -120,13 +121,14 @@ def draw(
 ) -> np.ndarray:
     """Pictures uint8 (B, H, W, 3) of B prompts, from noise or from images uint8 (B, H, W, 3).
 
-    beside: the config's inputs (B, h, w, ...). read: of published weights, pretrained.reader. Row i
-    starts from noise that depends on seed, i and chunk alone. ValueError: unknown words, too many
-    of them, steps, strength or size out of range.
+    beside: the config's inputs (B, h, w, ...), or context of neighbours. read: of published
+    weights, pretrained.reader. Row i starts from noise that depends on seed, i and chunk alone.
+    ValueError: unknown words, too many of them, steps, strength or size out of range.
     """
     beside = beside or {}
-    if set(config.inputs) - set(beside):
-        raise ValueError("these weights change a picture: use them with `inpaint` or `upscale`")
+    for name in (*config.inputs, *["context"] * (config.condition == "neighbours")):
+        if name not in beside:
+            raise ValueError(f"these weights need more than a prompt: use `{COMMANDS[name]}`")
     cond = {**(read(prompts) if read else conditions(config, prompts)), **beside}
     null_cond = {k: v[0] for k, v in read([""]).items()} if read else None
     scales = np.broadcast_to(np.float32(guidance_scale), (len(prompts),))

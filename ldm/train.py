@@ -15,7 +15,7 @@ import optax
 from common import checkpoint, data, devices, plot, run, train
 from common.process import to_float, velocity
 from common.scenes.captions import EXAMPLES, caption
-from ldm import autoencoder
+from ldm import autoencoder, retrieval
 from ldm.inpaint import inpaint, masked, random_edit_mask
 from ldm.model import (
     BESIDE,
@@ -30,6 +30,7 @@ from ldm.model import (
 )
 from ldm.presets import MODELS
 from ldm.sample import draw
+from ldm.semantic import PALETTE, paint, segment
 from ldm.upscale import shrink, upscale
 
 PHRASINGS = 4  # captions kept of each picture
@@ -51,6 +52,16 @@ class TrainConfig(run.RunConfig):
     rho: float = 0.05  # caption noise: probability that a named shape or colour is wrong
     late: float = 1.0  # times are drawn in proportion to t^late; 0 is uniform, as in the paper
     examples: int = 24_000  # pictures used, of the 24,000 there are
+
+
+@dataclass(frozen=True)
+class RetrievalTrainConfig(TrainConfig):
+    """`python -m ldm train-retrieval`: `train`, with pictures alike in the place of captions."""
+
+    out: Path = Path("runs/ldm_retrieval")
+    preset: Literal["tiny_retrieval", "small_retrieval"] = "small_retrieval"  # which model
+    clip: Path = retrieval.CLIP  # whose embeddings the network sees
+    neighbours: int = 4  # of each picture
 
 
 @functools.cache
@@ -98,8 +109,9 @@ def make_loss(
 ) -> train.LossFn:
     """Square error of a batch {"moments": (B, h, w, C or 2C), and what the config asks for}.
 
-    tokens (B, PHRASINGS, L); label (B,); low_res and image uint8 (B, ..., 3), of which the masked
-    one is encoded by the params first_stage. Rombach et al. 2022, eq. 3.
+    tokens (B, PHRASINGS, L); label (B,); context (B, k, D); semantic (B, H, W); low_res and image
+    uint8 (B, ..., 3), of which the masked one is encoded by the params first_stage.
+    Rombach et al. 2022, eq. 3.
     Paper: times are uniform (late 0, see glide/train.py); inpainting and others take |error|.
     """
     schedule = make_schedule(config)
@@ -118,10 +130,14 @@ def make_loss(
             cond["tokens"] = jnp.take_along_axis(batch["tokens"], pick[:, None, None], 1)[:, 0]
         elif config.condition == "class":
             cond["label"] = batch["label"]
+        elif config.condition == "neighbours":
+            cond["context"] = batch["context"].astype(jnp.float32)
         null_cond = jax.tree.map(jnp.asarray, null_condition(config))
         cond = train.drop_condition(drop_keys, cond, null_cond, drop)
         if "low_res" in config.inputs:
             cond["low_res"] = to_float(batch["low_res"])
+        if "semantic" in config.inputs:
+            cond["semantic"] = batch["semantic"]
         if "masked" in config.inputs:
             edit_masks = jax.vmap(lambda key: random_edit_mask(key, config.size))(mask_keys)
             frozen = {"first_stage": first_stage}
@@ -149,8 +165,14 @@ def load_data(config: LdmConfig, c: TrainConfig) -> tuple[np.ndarray, dict[str, 
         texts = [caption(scene, rng, c.rho) for scene in scenes for _ in range(PHRASINGS)]
         tokens = conditions(config, texts)["tokens"]
         batches = {"tokens": tokens.reshape(len(images), PHRASINGS, -1)}
+    elif config.condition == "neighbours":
+        if not isinstance(c, RetrievalTrainConfig):
+            raise ValueError(f"{c.preset} sees neighbours: train it with `train-retrieval`")
+        batches = {"context": retrieval.training_context(c.clip, c.neighbours, len(images))}
     else:
         batches = {}
+    if "semantic" in config.inputs:
+        batches["semantic"] = segment(scenes, config.size)
     if "low_res" in config.inputs:
         batches["low_res"] = shrink(images, config.first_stage.factor)
     if "masked" in config.inputs:
@@ -187,8 +209,8 @@ def init_with(config: LdmConfig, text: Path | None) -> Callable[[jax.Array], dic
     return init
 
 
-def preview(config: LdmConfig, params: dict, images: np.ndarray) -> np.ndarray:
-    """What the model draws now: the examples, or pictures (N, H, W, 3) mended or enlarged."""
+def preview(config: LdmConfig, params: dict, images: np.ndarray, batch: dict) -> np.ndarray:
+    """What the model draws now: the examples, or what it makes of pictures (N, H, W, 3)."""
     if "low_res" in config.inputs:
         drawn = upscale(config, params, shrink(images, config.first_stage.factor), steps=25)
         return plot.grid(np.concatenate([images, drawn]), columns=len(images))
@@ -196,6 +218,13 @@ def preview(config: LdmConfig, params: dict, images: np.ndarray) -> np.ndarray:
         edit_masks = np.zeros((*images.shape[:3], 1), bool)
         edit_masks[:, 4:-4, config.size // 2 :] = True
         drawn = inpaint(config, params, images, edit_masks, steps=25)
+        return plot.grid(np.concatenate([images, drawn]), columns=len(images))
+    if "semantic" in config.inputs:
+        drawn = paint(config, params, batch["semantic"], steps=25)
+        return plot.grid(np.concatenate([PALETTE[batch["semantic"]], drawn]), columns=len(images))
+    if config.condition == "neighbours":
+        beside = {"context": batch["context"].astype(np.float32)}
+        drawn = draw(config, params, [""] * len(images), beside=beside, steps=25)
         return plot.grid(np.concatenate([images, drawn]), columns=len(images))
     one = [p for p in EXAMPLES if "above" not in p and "below" not in p and "left" not in p]
     prompts = one if config.condition == "class" else EXAMPLES
@@ -221,6 +250,7 @@ def main(c: TrainConfig) -> None:
     config = replace(config, latent_scale=scale)
     print(f"{len(images)} latents of {moments.shape[1:3]}, scaled by {scale:g}")
 
+    first = {name: rows[:8] for name, rows in batches.items()}
     run.run(
         c,
         model="ldm",
@@ -229,7 +259,10 @@ def main(c: TrainConfig) -> None:
         loss_fn=make_loss(config, c.drop, c.late, first_stage),
         batches={"moments": moments, **batches},
         tx=optimiser(c),
-        sample=lambda params: preview(config, {**params, "first_stage": first_stage}, images[:8]),
+        sample=lambda params: preview(
+            config, {**params, "first_stage": first_stage}, images[:8], first
+        ),
+        command="train-retrieval" if isinstance(c, RetrievalTrainConfig) else "train",
     )
     if c.autoencoder and jax.process_index() == 0:
         shutil.copyfile(c.autoencoder, c.out / BESIDE)

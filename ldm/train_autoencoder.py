@@ -1,6 +1,8 @@
 """Train a first stage and its discriminator: config, loss, optimiser, run; then measure it."""
 
+import functools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,7 +14,7 @@ import optax
 
 from common import checkpoint, data, devices, plot, run, train
 from common.process import to_float
-from ldm import losses
+from ldm import losses, perceptual
 from ldm.autoencoder import (
     Autoencoder,
     AutoencoderConfig,
@@ -30,7 +32,7 @@ STEP = 2.0**-10  # what a step counts: exact in float32, and half precision does
 class AutoencoderTrainConfig(run.RunConfig):
     """`python -m ldm train-autoencoder`: each field is an option."""
 
-    out: Path = Path("runs/autoencoder")  # checkpoints, metrics, weights, reconstruction.json
+    out: Path = Path("runs/autoencoder")  # checkpoints, metrics, weights, reconstruction.json(l)
     steps: int = 6_000
     batch_size: int = 8
     lr: float = 1e-3  # Adam, betas 0.5 and 0.9; warms up, then falls to 0 as a cosine
@@ -39,6 +41,8 @@ class AutoencoderTrainConfig(run.RunConfig):
     codebook_weight: float = 1.0  # of the VQ terms
     beta_on: Literal["codebook", "commitment"] = "codebook"  # the VQ term that is quartered
     perceptual: float = 1.0  # weight of the perceptual distance beside the absolute difference
+    vgg: Path | None = None  # torchvision's vgg16 .pth, and
+    lpips: Path | None = None  # LPIPS's vgg.pth: the published distance, in the place of ours
     disc_start: int = 5_000  # step from which the discriminator learns and is listened to
     disc_weight: float = 0.5  # of its loss, beside the adaptive weight
     disc_layers: Literal[1, 2, 3] = 2  # it judges patches of 16, 34 or 70 pixels with 1, 2 or 3
@@ -47,7 +51,10 @@ class AutoencoderTrainConfig(run.RunConfig):
 
 
 def make_loss(
-    config: AutoencoderConfig, c: AutoencoderTrainConfig, axis_name: str | None = None
+    config: AutoencoderConfig,
+    c: AutoencoderTrainConfig,
+    axis_name: str | None = None,
+    distance: Callable = losses.perceptual_distance,
 ) -> train.LossFn:
     """Both losses of a batch {"image": uint8 (B, H, W, 3)}, in one.
 
@@ -64,9 +71,8 @@ def make_loss(
         reduce = jnp.mean if config.kind == "vq" else lambda r: r.sum() / len(x)
 
         def reconstruction_loss(y):
-            distance = losses.perceptual_distance(x, y)[:, None, None, None]
             # Paper: divided by a learned output variance, which its optimiser is never given.
-            return reduce(jnp.abs(x - y) + c.perceptual * distance)
+            return reduce(jnp.abs(x - y) + c.perceptual * distance(x, y).reshape(-1, 1, 1, 1))
 
         def adversarial(y):
             return -judge.apply({"params": stop(discriminator)}, y).mean()
@@ -101,6 +107,18 @@ def make_loss(
     return loss_fn
 
 
+def seen_by(c: AutoencoderTrainConfig) -> tuple[str, Callable]:
+    """(name, distance(x, y) -> (B,)) of how differently two pictures look: LPIPS, if there is one.
+
+    ValueError: one of its two files is missing. CheckpointError: they are something else.
+    """
+    if c.vgg is None and c.lpips is None:
+        return losses.PERCEPTUAL, losses.perceptual_distance
+    if c.vgg is None or c.lpips is None:
+        raise ValueError("LPIPS is in two files: give both --vgg, torchvision's, and --lpips")
+    return perceptual.NAME, functools.partial(perceptual.distance, perceptual.load(c.vgg, c.lpips))
+
+
 def init(config: AutoencoderConfig, c: AutoencoderTrainConfig, key: jax.Array) -> dict:
     """Everything that is trained, and the step, which the loss asks for."""
     key, disc_key = jax.random.split(key)
@@ -123,15 +141,27 @@ def optimiser(c: AutoencoderTrainConfig) -> optax.GradientTransformation:
     return optax.chain(adam, optax.stateless(count))
 
 
+def log_numbers(out: Path, numbers: dict) -> None:
+    """A row of out/reconstruction.jsonl: PSNR, FD-scenes, perplexity, under the step logged last.
+
+    metrics.jsonl has PSNR and perplexity of single batches; a distance needs many pictures.
+    """
+    step = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    row = {k: numbers[k] for k in ("n", "psnr", "fd", "perplexity") if k in numbers}
+    with (out / "reconstruction.jsonl").open("a") as file:
+        file.write(json.dumps({"step": step, **row}) + "\n")
+
+
 def main(c: AutoencoderTrainConfig) -> None:
     """Train from scratch, or go on where `out` stopped; keep the autoencoder, with its numbers."""
     if c.disc_width < 4 or c.disc_width % 4:
         raise ValueError(f"disc_width must be a multiple of 4, not {c.disc_width}")
     run.start(c)
-    config = FIRST_STAGES[c.preset]
+    config, (name, distance) = FIRST_STAGES[c.preset], seen_by(c)
     images = data.load("scenes", "train", size=config.size)["image"][: c.examples]
 
     def preview(params):
+        log_numbers(c.out, reconstruction(config, params["autoencoder"], min(256, c.examples)))
         shown = images[:8]
         back = reconstruct(config, params["autoencoder"], shown)
         return plot.grid(np.concatenate([shown, back]), columns=8, row_labels=["given", "back"])
@@ -141,7 +171,7 @@ def main(c: AutoencoderTrainConfig) -> None:
         model="ldm.autoencoder",
         config=config,
         init=lambda key: init(config, c, key),
-        loss_fn=make_loss(config, c, None if c.hosts > 1 else devices.AXIS),
+        loss_fn=make_loss(config, c, None if c.hosts > 1 else devices.AXIS, distance),
         batches={"image": images},
         tx=optimiser(c),
         sample=preview,
@@ -151,7 +181,7 @@ def main(c: AutoencoderTrainConfig) -> None:
         weights = c.out / "weights.safetensors"
         numbers = reconstruction(config, params["autoencoder"], min(512, c.examples))
         _, metadata = checkpoint.load_weights(weights)
-        metadata |= {"numbers": numbers, "perceptual": losses.PERCEPTUAL}
+        metadata |= {"numbers": numbers, "perceptual": name}
         checkpoint.save_weights(weights, params["autoencoder"], metadata)
         (c.out / "reconstruction.json").write_text(json.dumps(numbers, indent=1) + "\n")
         print(f"PSNR {numbers['psnr']:.1f} dB, FD-scenes {numbers['fd']:.3f}: {weights}")

@@ -296,7 +296,7 @@ def test_inpainting_keeps_every_other_pixel_and_sees_the_surroundings():
     assert_array_equal(inpaint(config, params, inside, edit_masks, steps=2), out)
     with pytest.raises(ValueError, match="do not inpaint"):
         inpaint(TINY, params, images, edit_masks)
-    with pytest.raises(ValueError, match="change a picture"):
+    with pytest.raises(ValueError, match="more than a prompt: use `inpaint`"):
         draw(config, params, [""])
 
 
@@ -312,7 +312,10 @@ def test_super_resolution_sees_the_small_picture():
         upscale(TINY, params, small)
 
 
-@pytest.mark.parametrize("name", ["tiny_class", "tiny_inpaint", "tiny_upscale"])
+KINDS = ["class", "inpaint", "upscale", "semantic", "retrieval"]
+
+
+@pytest.mark.parametrize("name", [f"tiny_{kind}" for kind in KINDS])
 def test_training_gives_the_model_what_it_asks_for(name):
     config = MODELS[name]
     batch = {
@@ -320,6 +323,8 @@ def test_training_gives_the_model_what_it_asks_for(name):
         "label": np.zeros(2, np.int32),
         "image": IMAGES[:2],
         "low_res": shrink(IMAGES[:2], 4),
+        "semantic": np.zeros((2, 32, 32), np.uint8),
+        "context": np.zeros((2, 3, 16), np.float16),
     }
     first_stage = with_stage(config)["first_stage"]
     weights = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
@@ -360,7 +365,7 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "load", lambda name, split, **o: whole(name, "test", **o))
         first = ["train-autoencoder", "--preset", "tiny_vq", "--disc-start", 1, "--disc-width", 4]
-        first += [*RUN, "--sample-every", 2, "--out", out / "first"]
+        first += ["--disc-layers", 1, *RUN, "--sample-every", 2, "--out", out / "first"]
         command.run("ldm", COMMANDS, [str(a) for a in first])
         latent = ["train", "--preset", "tiny", *RUN, "--sample-every", 2, "--out", out / "latent"]
         latent += ["--autoencoder", out / "first" / "weights.safetensors"]
@@ -375,6 +380,9 @@ def test_both_trainings_leave_weights_numbers_and_pictures(trained):
     numbers = metadata["numbers"]
     assert numbers == json.loads((trained / "first" / "reconstruction.json").read_text())
     assert numbers["n"] == 16 and 0 < numbers["codes_used"] <= 1
+    logged = [json.loads(line) for line in (trained / "first" / "reconstruction.jsonl").open()]
+    assert [row["step"] for row in logged] == [2] and logged[0]["perplexity"] >= 1
+    assert {k: logged[0][k] for k in ("psnr", "fd")} == {k: numbers[k] for k in ("psnr", "fd")}
     assert "random-conv" in metadata["perceptual"]
     config, params, metadata = load(trained / "latent" / "weights.safetensors")
     assert config.first_stage.kind == "vq" and set(params) == {"first_stage", "text", "unet"}
@@ -505,11 +513,13 @@ def test_the_study_writes_its_numbers(part, trained, tmp_path, capsys, monkeypat
     report = json.loads((tmp_path / f"ldm_{part}.json").read_text())
     name, count = STUDY[part]
     assert len(report["rows"]) == count and name in report["rows"][-1]
-    assert report["n"] == 8 and f"--part {part}" in report["command"] + " --part guidance"
+    assert report["n"] == 8 and report["sizes"]["latent_steps"] == 1200
+    assert f"--part {part}" in report["command"] + " --part guidance"
     assert all(row["digest"] and row["recipe"] for row in report["rows"])
     assert (tmp_path / f"ldm_{part}.webp").exists()
     if part == "factors":
         assert [a[:2] for a in asked] == [(f, s) for f in (1, 4) for s in (300, 600, 1200)]
+        assert {a[2] for a in asked} == {"_class"}
 
 
 def test_the_study_trains_what_it_misses_and_finds_it_again(tmp_path, monkeypatch):
@@ -533,3 +543,15 @@ def test_the_study_trains_what_it_misses_and_finds_it_again(tmp_path, monkeypatc
     assert begun[-1].autoencoder is None and len(begun) == 3
     study.first_stage(c, 4, "vq")
     assert begun[-1].preset == "tiny_vq"
+
+
+def test_quick_sizes_stand_where_none_are_given(tmp_path, capsys, monkeypatch):
+    given = []
+    blank = np.zeros((8, 8, 3), np.uint8)
+    monkeypatch.setitem(study.PARTS, "vq", lambda c: given.append(c) or ([], blank))
+    options = ["--part", "vq", "--quick", "--latent-steps", 7, "--out", tmp_path]
+    assert ldm(capsys, "study", *options).returncode == 0
+    assert (given[0].latent_steps, given[0].num) == (7, study.QUICK["num"])
+    report = json.loads((tmp_path / "ldm_vq.json").read_text())
+    assert report["command"] == "python -m ldm study --part vq --quick --latent-steps 7"
+    assert report["sizes"]["autoencoder_steps"] == study.QUICK["autoencoder_steps"]
