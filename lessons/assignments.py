@@ -42,7 +42,7 @@ c.ExecutePreprocessor.timeout = {TIMEOUT}
 
 def source(path: Path, hidden: dict[str, str]) -> NotebookNode:
     """The instructor's notebook of a lesson, with nbgrader's marks; hidden: {exercise: code}."""
-    book = jupytext.read(path, fmt="py:percent")
+    book = build.with_colab(jupytext.read(path, fmt="py:percent"), path.stem)
     exercise, unused = None, dict(hidden)
     for i, cell in enumerate(book.cells):
         tags, cell.id = cell.metadata.get("tags", []), f"{path.stem}-{i:02d}"

@@ -24,6 +24,7 @@ LESSONS = build.sources()
 STEMS = [p.stem for p in LESSONS]
 # A student's jax: ours in conftest.py is stricter, and would raise where a check should explain.
 STUDENT = {"JAX_PLATFORMS": "cpu", "JAX_NUMPY_RANK_PROMOTION": "allow", "QUICK": "1"}
+COLAB = "# Only Colab needs this cell", "[![Open in Colab]"
 DEVICES = "--xla_force_host_platform_device_count"
 STUDENT |= {"MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT)}
 
@@ -153,7 +154,10 @@ def test_a_lesson_is_short_and_its_notebook_gives_nothing_away(path):
     nbformat.validate(given)
     text = "\n".join(c.source for c in given.cells)
     assert "SOLUTION" not in text
-    for cell, handed in zip(cells(path), given.cells, strict=True):
+    for_colab = [c for c in given.cells if c.source.startswith(COLAB)]
+    assert COLAB[0] in for_colab[-1].source and given.cells.index(for_colab[-1]) <= 2
+    own = [c for c in given.cells if c not in for_colab]
+    for cell, handed in zip(cells(path), own, strict=True):
         assert not handed.get("outputs")
         match = build.SOLUTION.search(cell.source)
         if match:
@@ -182,3 +186,51 @@ def test_a_stale_or_orphaned_notebook_is_named_in_one_line(tmp_path, monkeypatch
         build.main(check=True)
     build.main(check=False)
     assert [p.name for p in (tmp_path / "notebooks").iterdir()] == ["00_a.ipynb"]
+
+
+PROJECT = {"dependencies": ["jax>=0.7", "numpy>=2.0", "pytest>=8", "no-such_package>=1"]}
+
+
+def set_up(tmp_path, monkeypatch, project):
+    """Runs Colab's cell in an empty folder, as Colab would -> the commands that it gives."""
+    commands = []
+
+    def run(command, check):
+        assert check
+        commands.append(command)
+        if command[0] == "git":
+            (tmp_path / "guidebook").mkdir()
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GUIDEBOOK", "")
+    monkeypatch.setitem(sys.modules, "google.colab", sys)
+    monkeypatch.setattr(subprocess, "run", run)
+    run_setup(project)
+    return commands
+
+
+def run_setup(project):
+    exec(build.colab("00_a", project)[1].source, {})
+
+
+def test_colabs_cell_fetches_what_is_missing_and_keeps_jax_and_numpy(tmp_path, monkeypatch):
+    address = "https://github.com/someone/guidebook"
+    project = PROJECT | {"urls": {"Repository": address}}
+    clone, install = set_up(tmp_path, monkeypatch, project)
+    assert clone[:2] == ["git", "clone"] and address in clone
+    assert os.environ["GUIDEBOOK"] == str(tmp_path / "guidebook")
+    assert install[install.index("-c") + 2 :] == ["no-such-package"]  # pytest is there
+    kept = (tmp_path / "kept.txt").read_text().splitlines()
+    assert kept[0] == f"jax=={jax.__version__}" and [k.split("==")[0] for k in kept][2] == "numpy"
+    badge = build.colab("00_a", project)[0][0].source
+    assert "/github/someone/guidebook/blob/main/lessons/notebooks/00_a.ipynb)" in badge
+
+
+def test_colabs_cell_does_nothing_elsewhere_and_without_an_address_asks_for_the_files(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    run_setup(PROJECT)
+    assert not list(tmp_path.iterdir()) and not build.colab("00_a", PROJECT)[0]
+    with pytest.raises(FileNotFoundError, match="into a folder 'guidebook'"):
+        set_up(tmp_path, monkeypatch, PROJECT)
