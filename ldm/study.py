@@ -28,7 +28,7 @@ from ldm.upscale import shrink, upscale
 
 SCALES = (0, 1, 2, 3, 5, 8)
 STEPS = (5, 10, 25, 50)
-QUICK = {"num": 96, "autoencoder_steps": 300, "latent_steps": 400, "examples": 4_000}
+QUICK = {"num": 96, "autoencoder_steps": 250, "latent_steps": 300, "examples": 4_000}
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def first_stage(c: StudyConfig, f: int, kind: str = "kl") -> Path | None:
     if not (out / "weights.safetensors").exists():
         train_autoencoder.main(train_autoencoder.AutoencoderTrainConfig(
             preset=name, out=out, steps=steps, disc_start=3 * steps // 4, examples=c.examples,
-            seed=c.seed, sample_every=steps, save_every=steps,
+            seed=c.seed, sample_every=steps + 1, save_every=steps,
         ))  # fmt: skip
     return out / "weights.safetensors"
 
@@ -101,7 +101,7 @@ def trained(c: StudyConfig, f: int, steps: int, preset: str = "", **options) -> 
     if not (out / "weights.safetensors").exists():
         train.main(train.TrainConfig(
             preset=c.preset + preset, autoencoder=first_stage(c, f), out=out, steps=steps,
-            examples=c.examples, seed=c.seed, sample_every=steps, save_every=steps, **options,
+            examples=c.examples, seed=c.seed, sample_every=steps + 1, save_every=steps, **options,
         ))  # fmt: skip
     return load(out / "weights.safetensors")
 
