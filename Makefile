@@ -6,10 +6,10 @@ COURSE := .venv/course
 STUDIO := .venv/studio
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint train study scenes lessons assignments site studio bench clean
+.PHONY: help run test lint train study scenes lessons assignments site studio studio-test bench clean
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 13
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 13
 
 run: $(READY)  ## the main job: captions to pictures, into out/first-light
 	$(BIN)/python -m glide demo
@@ -42,6 +42,13 @@ site: $(COURSE)  ## the lessons, run, with figures and API as web pages, into bu
 
 studio: $(STUDIO)  ## paint, type, mask and see: a page at 127.0.0.1
 	$(BIN)/python -m studio
+
+studio-test: $(READY)  ## the studio in a headless chromium, which must be there
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || \
+	  { echo "studio-test needs a chromium on the PATH: install the package chromium" >&2; exit 2; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.txt -e ".[studio-test]"
+	$(BIN)/python -m common.scenes prepare
+	JAX_PLATFORMS=cpu STUDIO_TEST=1 $(BIN)/python -m pytest -rs -s tests/test_studio_browser.py
 
 bench: $(READY)  ## speed beside PyTorch, into lessons/figures/bench.json (installs PyTorch)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.txt -e ".[bench]"

@@ -1,78 +1,179 @@
 """What the tabs draw: each job knows its pictures, its settings and the Python that makes the same.
 
-Nothing here knows gradio.
+Nothing here knows gradio. Jobs that begin with a picture are in edits.py.
 """
 
 import base64
 import functools
 import io
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
 
-from common import clip, data, plot
+from common import clip, data, plot, sampler
 from common.scenes import reader
+from common.scenes.captions import VOCABULARY, canonical, claims
+from common.text import WordTokenizer
+from glide import classes, classifier, inpaint, model, sample, search, study_classes
 from glide import clip as glide_clip
-from glide import inpaint, sample, search
-from sdedit import sample as sdedit
-from studio.forming import ONE, STEPS, Frames, frames
+from studio import forming
+from studio.forming import ONE, STEPS, Frames
 
 SIZE = 32  # pixels of a picture
+BLANK = np.zeros((SIZE, SIZE, 3), np.uint8)
 SCENES = 1000  # that Search looks at
 
 
+@functools.cache
+def load(package, *what):
+    """What package.load gives, read once."""
+    return package.load(*what)
+
+
 @dataclass(frozen=True)
-class Guidance:
-    """A picture of a caption; its row: the same noise at other scales."""
+class Job:
+    """One picture, and a row of them in which one setting varies."""
 
-    prompt: str
-    guidance_scale: float
-    seed: int
+    needs: ClassVar[tuple[Path, ...]]  # its weights, the drawing model's first
+    shown: ClassVar[tuple]  # the settings, beside steps and weights
+    varied: ClassVar[str]  # in the row
+    head: ClassVar[str]  # Python: imports,
+    setup: ClassVar[str] = "config, params, _ = load(SHIPPED)\n"  # what is loaded,
+    call: ClassVar[str]  # and what is called
+    steps = STEPS
 
-    weights = sample.SHIPPED
-    shown = ("prompt", "guidance_scale", "seed")  # the settings, beside steps and weights
-    varied = "guidance_scale"  # in the row
-    head = """\
-from glide.model import load
-from glide.sample import SHIPPED, draw
-"""
-    call = "draw(config, params, [{prompt}],\n    guidance_scale={guidance_scale},"
+    @property
+    def weights(self) -> Path:
+        return self.needs[0]
+
+    @classmethod
+    def missing(cls) -> list[Path]:
+        return [path for path in cls.needs if not path.is_file()]
 
     def values(self) -> list:
-        """Of what is varied."""
-        return sorted({0.0, 1.0, 3.0, 8.0, float(self.guidance_scale)})
+        """Of what is varied, in a row."""
+        return [self.seed + i for i in range(4)]
 
-    def row(self) -> dict[str, "Guidance"]:
+    def row(self) -> dict[str, "Job"]:
         name = self.varied.replace("_", " ")
         return {f"{name} {v:g}": replace(self, **{self.varied: v}) for v in self.values()}
 
     def settings(self) -> dict[str, str]:
         values = {name: str(getattr(self, name)) for name in self.shown}
-        return values | {"steps": str(STEPS), "weights": self.weights.name}
+        return values | {"steps": str(self.steps), "weights": self.weights.name}
 
     def code(self, row: bool = False) -> str:
         """Python that makes this `picture`, or the `pictures` of its row."""
         written = {name: repr(getattr(self, name)) for name in self.shown}
-        written |= {"seed": str(self.seed)} | ({self.varied: self.varied} if row else {})
+        written |= {self.varied: self.varied} if row else {}
+        written |= {"STEPS": str(STEPS), "label": getattr(self, "label", "")}
         call = self.call.format(**written)
-        call += f"\n    steps={STEPS}, seed={written['seed']})[0]"
         loop = f"[\n    {call}\n    for {self.varied} in {self.values()}\n]"
         made = f"pictures = {loop}" if row else f"picture = {call}"
-        return f"{self.head}{self.given()}\nconfig, params, _ = load(SHIPPED)\n{made}\n"
+        return f"{self.head}{self.given()}\n{self.setup.format(**written)}{made}\n"
 
     def given(self) -> str:
         """Python of the pictures that it starts from."""
         return ""
 
-    def frames(self) -> Frames:
-        blank = np.zeros((SIZE, SIZE, 3), np.uint8)
-        return self.glide(blank, blank[..., :1] > 0)
 
-    def glide(self, image: np.ndarray, keep_mask: np.ndarray) -> Frames:
-        _check(self.prompt, self.guidance_scale, self.seed)
-        settings = self.prompt, self.guidance_scale, self.seed
-        return frames(self.weights, *settings, image, keep_mask)
+@dataclass(frozen=True)
+class Guidance(Job):
+    """A picture of a caption, guided without a classifier; its row: the same noise at scales."""
+
+    prompt: str
+    guidance_scale: float
+    seed: int
+
+    needs = (sample.SHIPPED,)
+    shown = ("prompt", "guidance_scale", "seed")
+    varied = "guidance_scale"
+    scales: ClassVar[tuple] = (0.0, 1.0, 3.0, 8.0)
+    head = "from glide.model import load\nfrom glide.sample import SHIPPED, draw\n"
+    call = """draw(config, params, [{prompt}],
+    guidance_scale={guidance_scale},
+    steps={STEPS}, seed={seed})[0]"""
+
+    def values(self) -> list:
+        return sorted({*self.scales, float(self.guidance_scale)})
+
+    def frames(self) -> Frames:
+        check(self.prompt, self.guidance_scale, self.seed)
+        return self.guided()
+
+    def guided(self, image=BLANK, keep_mask=BLANK[..., :1] > 0, guide: tuple = ()) -> Frames:
+        """guide: a CLIP's (config, params, tokens)."""
+        config, params, _ = load(model, self.weights)
+        given = (params, model.tokenizer(config).encode([canonical(self.prompt)]),
+                 np.float32(self.guidance_scale), image[None], keep_mask[None])  # fmt: skip
+        x, _ = forming.start((config.size, config.size, config.channels), self.seed)
+        run, ts = forming.captioned(config, *guide[:1]), sampler.timesteps(config.T, STEPS)
+        return forming.stream(run, x, ts, *given, *guide[1:])
+
+
+@dataclass(frozen=True)
+class ClipGuidance(Guidance):
+    """Guided by the gradient of a CLIP that has not seen noise."""
+
+    needs = (sample.SHIPPED, sample.JUDGE)
+    scales = (0.0, 0.5, 1.0, 2.0)
+    head = """\
+from glide import clip
+from glide.clip_guidance import draw
+from glide.model import load
+from glide.sample import JUDGE, SHIPPED
+"""
+    setup = Job.setup + "guide = clip.load(JUDGE)[:2]\n"
+    call = Guidance.call.replace("config, params", "(config, params), guide")
+
+    def guided(self) -> Frames:
+        config, params, _ = load(glide_clip, self.needs[1])
+        tokens = WordTokenizer(VOCABULARY, config.text.length).encode([canonical(self.prompt)])
+        return super().guided(guide=(config, params, tokens))
+
+
+@dataclass(frozen=True)
+class ClassifierGuidance(Guidance):
+    """An unconditional model, guided by the gradient of a classifier: one object of one colour."""
+
+    needs = (study_classes.MODEL, study_classes.CLASSIFIER)
+    scales = (0.0, 1.0, 3.0, 10.0)
+    head = """\
+import jax
+import numpy as np
+
+from glide import classes, classifier
+from glide.study_classes import CLASSIFIER, MODEL, compiled
+"""
+    setup = """\
+config, params, _ = classes.load(MODEL)
+judge, judge_params, _ = classifier.load(CLASSIFIER)
+run = compiled(config, judge, {STEPS}, "x_t")
+wanted, anything = np.array([{label}]), np.array([classes.NULL])
+key = jax.random.fold_in(jax.random.key({seed}), 0)
+"""
+    call = "np.asarray(run(params, judge_params, anything, wanted, {guidance_scale}, key))[0]"
+
+    @property
+    def label(self) -> int:
+        named = claims(self.prompt)["objects"]
+        if len(named) != 1 or "colour" not in named[0]:
+            raise ValueError("the classifier knows one shape and its colour: say 'a red ball'")
+        return classes.CLASSES.index((named[0]["shape"], named[0]["colour"]))
+
+    def guided(self) -> Frames:
+        config, params, _ = load(classes, self.needs[0])
+        judge, judge_params, _ = load(classifier, self.needs[1])
+        given = params, judge_params, np.array([self.label]), np.float32(self.guidance_scale)
+        x, key = forming.start((config.size, config.size, config.channels), self.seed)
+        run, ts = forming.classified(config, judge), sampler.timesteps(config.T, STEPS)
+        return forming.stream(run, x, ts, *given, key)
+
+
+GUIDES = {"classifier-free": Guidance, "CLIP": ClipGuidance, "classifier": ClassifierGuidance}
 
 
 @dataclass(frozen=True)
@@ -82,77 +183,38 @@ class Inpaint(Guidance):
     image: np.ndarray  # uint8 (32, 32, 3)
     keep_mask: np.ndarray  # bool (32, 32, 1), False is drawn anew
 
-    weights = inpaint.SHIPPED
+    needs = (inpaint.SHIPPED,)
     varied = "seed"
-    head = """\
-from glide.inpaint import SHIPPED, inpaint
-from glide.model import load
-"""
+    head = "from glide.inpaint import SHIPPED, inpaint\nfrom glide.model import load\n"
     call = """inpaint(config, params, [{prompt}],
-    image[None], keep_mask[None], guidance_scale={guidance_scale},"""
-
-    def values(self) -> list[int]:
-        return [self.seed + i for i in range(4)]
+    image[None], keep_mask[None], guidance_scale={guidance_scale},
+    steps={STEPS}, seed={seed})[0]"""
 
     def given(self) -> str:
-        mask = f"keep_mask = {_opened(self.keep_mask[..., 0])}[..., None]"
-        return f"{_OPENING}image = {_opened(self.image)}\n{mask}\n"
+        mask = f"keep_mask = {opened(self.keep_mask[..., 0])}[..., None]"
+        return f"{OPENING}image = {opened(self.image)}\n{mask}\n"
 
-    def frames(self) -> Frames:
+    def guided(self) -> Frames:
         if self.keep_mask.all():
             raise ValueError("nothing is erased: brush over what is to be drawn anew")
-        return self.glide(self.image, self.keep_mask)
+        return super().guided(self.image, self.keep_mask)
 
 
 @dataclass(frozen=True)
-class Strokes(Guidance):
-    """A picture near strokes, by SDEdit; its row: from faithful to realistic."""
-
-    t0: float
-    guide: np.ndarray  # uint8 (32, 32, 3)
-
-    weights = sdedit.SHIPPED
-    shown = ("prompt", "guidance_scale", "seed", "t0")
-    varied = "t0"
-    head = """\
-from sdedit.model import SHIPPED, load
-from sdedit.sample import draw
-"""
-    call = """draw(config, params, guide[None],
-    prompts=[{prompt}],
-    t0={t0}, guidance_scale={guidance_scale},"""
-
-    def values(self) -> list[float]:
-        return sorted({0.0, 0.2, 0.35, 0.5, 0.65, 0.8, float(self.t0)})
-
-    def given(self) -> str:
-        return f"{_OPENING}guide = {_opened(self.guide)}\n"
-
-    def frames(self) -> Frames:
-        _check(self.prompt or "a", self.guidance_scale, self.seed)
-        if (self.guide == self.guide[0, 0]).all():
-            raise ValueError("nothing is painted yet: paint a few strokes")
-        config, params, _ = _strokes_weights(self.weights)
-        with ONE:
-            picture = sdedit.draw(config, params, self.guide[None], t0=self.t0, steps=STEPS,
-                                  prompts=[self.prompt], guidance_scale=self.guidance_scale,
-                                  seed=self.seed)  # fmt: skip
-        yield picture
-
-
-@dataclass(frozen=True)
-class Search:
+class Search(Job):
     """The scenes of the test split that CLIP finds nearest to a text."""
 
     query: str
     num: int
     duplicates: float
 
+    needs = (search.SHIPPED,)
+
     def settings(self) -> dict[str, str]:
         return {"query": self.query, "duplicates": f"{self.duplicates:g}", "split": "test",
                 "weights": search.SHIPPED.name}  # fmt: skip
 
-    def code(self) -> str:
+    def code(self, row: bool = False) -> str:
         return f"""\
 from common import clip, data
 from glide.clip import load
@@ -168,7 +230,7 @@ pictures = images[rows]
 
     def hits(self) -> list[tuple[np.ndarray, str]]:
         """(picture, its score and what there is), the best first."""
-        _check(self.query, 1, 0)
+        check(self.query)
         with ONE:
             config, params, scenes, embeddings = _library()
             query = clip.embed_texts(config, params, [self.query])[0]
@@ -178,10 +240,18 @@ pictures = images[rows]
         return list(zip(scenes["image"][rows], labels, strict=True))
 
 
+@functools.cache
+def _library():
+    config, params, _ = load(glide_clip, search.SHIPPED)
+    scenes = data.load("scenes", "test", size=config.size)
+    scenes = {name: values[:SCENES] for name, values in scenes.items()}
+    return config, params, scenes, clip.embed_images(config, params, scenes["image"])
+
+
 def film(frames: np.ndarray, path: str) -> str:
     """The denoising (F, H, W, 3) as an animated WebP, half of its frames."""
     chosen = np.concatenate([frames[:-1:2], frames[-1:]])
-    return str(plot.animate(chosen[:, None], path, scale=6))
+    return str(plot.animate(chosen[:, None], path, scale=192 // frames.shape[1]))
 
 
 def reading(picture: np.ndarray) -> str:
@@ -193,30 +263,7 @@ def reading(picture: np.ndarray) -> str:
     return f"{objects}; {seen['background']}, {seen['style']}"
 
 
-def warm_up() -> None:
-    """Compile what the tabs need, the first tab first; it stays on disk for the next start."""
-    blank = np.zeros((SIZE, SIZE, 3), np.uint8)
-    hole = np.zeros((SIZE, SIZE, 1), bool)
-    guide = np.arange(blank.size, dtype=np.uint8).reshape(blank.shape)
-    jobs = (Guidance("a red ball", 3.0, 0), Inpaint("a red ball", 3.0, 0, blank, hole),
-                Strokes("a red ball", 3.0, 0, 0.5, guide))  # fmt: skip
-    for job in jobs:
-        next(job.frames())
-    reader.read(blank[None])
-
-
-_strokes_weights = functools.cache(sdedit.load)  # the same file, as SDEdit's network
-
-
-@functools.cache
-def _library():
-    config, params, _ = glide_clip.load(search.SHIPPED)
-    scenes = data.load("scenes", "test", size=config.size)
-    scenes = {name: values[:SCENES] for name, values in scenes.items()}
-    return config, params, scenes, clip.embed_images(config, params, scenes["image"])
-
-
-def _check(prompt: str, guidance_scale: float, seed: int) -> None:
+def check(prompt: str, guidance_scale: float = 1.0, seed: int = 0) -> None:
     """ValueError for what a page does not send but a program might."""
     if len(prompt) > 300:
         raise ValueError(f"the prompt has {len(prompt)} letters, at most 300 fit; shorten it")
@@ -225,7 +272,7 @@ def _check(prompt: str, guidance_scale: float, seed: int) -> None:
         raise ValueError(f"the seed must be a whole number in 0..{2**31 - 1}, not {seed}")
 
 
-_OPENING = """
+OPENING = """
 import base64, io
 import numpy as np
 from PIL import Image
@@ -234,7 +281,7 @@ opened = lambda png: np.asarray(Image.open(io.BytesIO(base64.b64decode(png))))
 """
 
 
-def _opened(picture: np.ndarray) -> str:
+def opened(picture: np.ndarray) -> str:
     """Python that holds the whole picture."""
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "PNG")
