@@ -57,6 +57,8 @@ def main(given: StudyConfig) -> None:
     c = defaults(given, **(QUICK if given.quick else FULL))
     if not 8 <= c.num <= 1000:
         raise ValueError(f"num must be in 8..1000, not {c.num}")
+    if c.steps < 1:
+        raise ValueError(f"steps must be at least 1, not {c.steps}")
     if not all(math.isfinite(s) for s in c.scales):
         raise ValueError("scales must be finite numbers")
     devices.start()
