@@ -114,7 +114,7 @@ WRONG = {
     "no picture": ({"image": "text.png"}, "cannot read"),
     "no mask": ({"keep-mask": "text.png"}, "cannot read"),
     "no file": ({"image": "none.png"}, "none.png"),
-    "30,000 pixels": ({"image": "huge.png"}, "30000 x 30000 pixels"),
+    "30,000 pixels": ({"image": "huge.png"}, "900000000 pixels"),
     "nothing to draw": ({"keep-mask": "all.png"}, "keeps every pixel"),
     "guidance": ({"guidance-scale": "nan"}, "finite number"),
     "infinite guidance": ({"guidance-scale": "inf"}, "finite number"),
