@@ -21,7 +21,7 @@ import numpy as np
 import optax
 
 from common import checkpoint, data, devices, plot, run, train
-from common.nn import avg_pool2
+from common.nn import avg_pool2, space_to_depth
 from common.process import to_float, to_uint8
 from sdedit import gan
 from sdedit.gan import GanConfig, Generator, leaky
@@ -38,7 +38,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        c, h = self.config, x
+        c, h = self.config, space_to_depth(x, self.config.patch)
         while h.shape[1] > 4:
             h = avg_pool2(leaky(nn.Conv(c.width, (3, 3))(leaky(nn.Conv(c.width, (3, 3))(h)))))
         return nn.Dense(c.dim, kernel_init=nn.initializers.zeros)(h.reshape(len(h), -1))
@@ -61,7 +61,7 @@ class EncoderTrainConfig(run.RunConfig):
     """`python -m sdedit train-encoder`: each field is an option."""
 
     out: Path = Path("runs/encoder")  # checkpoints, samples, metrics.jsonl, weights.safetensors
-    steps: int = 3_000
+    steps: int = 2_000
     gan: Path = GAN  # whose latents are to be found
     near: float = 1e-3  # weight of |E(x)|^2: how near to the mean w stays
     examples: int = 24_000  # pictures used, of the 24,000 there are

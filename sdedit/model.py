@@ -86,7 +86,11 @@ TINY = replace(
     text=replace(SMALL.text, width=32, layers=1),
 )
 
-PRESETS = {"tiny": TINY, "small": SMALL, "paper": PAPER}
+# Real pictures have no captions here: digits of 8 px, patches of photographs of 32.
+PHOTOS = replace(TINY, text=None, unet=replace(TINY.unet, context=None, width=32))
+DIGITS = replace(PHOTOS, size=8, unet=replace(PHOTOS.unet, patch=1))
+
+PRESETS = {"tiny": TINY, "small": SMALL, "paper": PAPER, "digits": DIGITS, "photos": PHOTOS}
 
 
 def make_schedule(config: SdeditConfig) -> Schedule:

@@ -1,88 +1,131 @@
-"""The numbers of the package: realism against faithfulness over t0, and what else decides them.
+"""The numbers and figures of the package, one part at a time, each a JSON and a WebP.
 
-The paper's Figure 3 and its strip of pictures, Table 3 (compositing) and Table 4 (the palette),
-the repeats K, and Proposition 1 on an exact mixture.
+    t0           realism and faithfulness against t0, VE and VP over one sigma, and a strip of
+                 pictures (Figures 3 and 12)
+    strokes      pictures from strokes, against three ways of GAN inversion (Tables 1 and 2)
+    compositing  pasted objects, against those, Poisson and the Laplacian pyramid (Table 3)
+    palette      strokes of more and fewer colours (Table 4)
+    repeats      the paper's K
+    proposition  Proposition 1 on an exact mixture
+    bisection    t0 chosen by how far the result may be from its guide
+    digits       scikit-learn's handwritten digits, from strokes
+    photos       patches of scikit-learn's photographs, from strokes
+
+The last two train a small network first, into the folder `runs`, and find it there the next time.
 """
 
 import json
-import math
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from common import command, data, devices, metrics, plot
-from common.mixture import NULL, Mixture
-from common.process import Prediction
-from common.scenes.reader import read
-from common.scenes.render import render
-from sdedit import blend, sde
-from sdedit.guides import object_masks, strokes
-from sdedit.model import SHIPPED, load
-from sdedit.sample import draw
+from common import command, devices, metrics, plot
+from common.pretrained import defaults
+from sdedit import invert, sde, study_real, study_rivals
+from sdedit.guides import strokes
+from sdedit.measure import World, claim, mean, open_world, squared, with_reader
+from sdedit.model import SHIPPED
+from sdedit.proposition import proposition1
+from sdedit.sample import bisect
 
-BLOCKS = 10  # disjoint parts of the pictures, whose distances give the interval of KID-scenes
-
-
-@dataclass(frozen=True)
-class StudyConfig:
-    """`python -m sdedit study`: guides are stroke paintings of test pictures."""
-
-    num: int = 256  # guides
-    steps: int = 100  # of the reverse SDE
-    t0: float = 0.5  # where it is not what varies
-    points: int = 11  # values of t0 from 0 to 1
-    colours: tuple[int, ...] = (3, 6, 16, 30, 50)
-    repeats: tuple[int, ...] = (1, 2, 3)
-    seed: int = 1
-    weights: Path = SHIPPED
-    out: Path = Path("lessons/figures")  # folder for sdedit_study.json and the figures
+FULL = {"num": 256, "steps": 100}
+QUICK = {"num": 32, "steps": 40}
 
 
-def main(c: StudyConfig) -> None:
-    devices.start()
-    config, params, metadata = load(c.weights)
-    command.check_out(c.out)
-    scenes = data.load("scenes", "test", size=config.size)
-    truth, others = scenes["image"][: c.num], scenes["image"][c.num :]
-    guides = strokes(truth)
-
-    def edited(guides, **options):
-        options = {"t0": c.t0, "steps": c.steps, "seed": c.seed} | options
-        return draw(config, params, guides, progress=True, **options)
-
-    t0s, films = np.linspace(0, 1, c.points), []
-    rows = {"t0": [], "palette": [], "repeats": []}
+def over_t0(w: World):
+    """11 points of both SDEs; at t0 = 1 also how far pictures of other guides with the same noise
+    are, next to pictures of the same guide with other noise."""
+    guides, rows, films = strokes(w.truth), [], []
     for name in ("vp", "ve"):
-        for t0 in t0s:
-            images = edited(guides, t0=t0, sde_name=name)
-            at = {"sde": name, "t0": float(t0), "sigma": sigma_of(name, t0, c.steps)}
-            rows["t0"].append(at | realism_and_distance(images, guides, others))
-            films += [images[:6]] if name == "vp" else []
-    for colours in c.colours:
-        painted = strokes(truth, colours)
-        row = realism_and_distance(edited(painted), painted, others)
-        rows["palette"].append({"colours": colours} | row)
-    for repeats in c.repeats:
-        row = realism_and_distance(edited(guides, repeats=repeats), guides, others)
-        rows["repeats"].append({"repeats": repeats} | row)
-    rows["compositing"] = compositing(scenes["scenes"], scenes["image"], c.num, edited)
-    rows["proposition_1"] = proposition1(c.seed)
+        for t0 in np.linspace(0, 1, w.c.points):
+            images = w.edited(guides, t0=t0, sde_name=name)
+            films.append(images[:2])
+            at = {"sde": name, "t0": float(t0), "sigma": sigma_of(name, t0, w.c.steps)}
+            rows.append(at | with_reader(images, guides, w.real))
+        other = w.edited(guides[::-1], t0=1, sde_name=name)
+        rows[-1]["other_guide"] = mean(squared(images, other))
+        rows[-1]["other_noise"] = mean(squared(images, np.roll(images, 1, 0)))
+    by = {f"{r['sde']} {r['t0']:g}": r for r in rows}
+    first, last = min(r["t0"] for r in rows if r["t0"]), 1
+    claims = [claim(f"{text} (Figure 3)", metric, by, f"{name} {larger:g}", f"{name} {smaller:g}")
+              for name in ("vp", "ve")
+              for text, metric, larger, smaller in (
+                  ("KID falls from the guide to the first t0", "kid", 0, first),
+                  ("KID falls from the first t0 to 1", "kid", first, last),
+                  ("L2 rises from the first t0 to 1", "l2", last, first))]  # fmt: skip
+    films = np.concatenate(np.split(np.stack(films), 2), 1)
+    film = plot.strip(films, [f"t0 {r['t0']:.2g}" for r in rows[: w.c.points]], scale=2,
+                      row_labels=["VP", "VP", "VE", "VE"])  # fmt: skip
+    return rows, claims, {"t0": curves(rows), "strip": film}
 
-    options = " ".join(f"--{k} {getattr(c, k)}" for k in ("num", "steps", "t0", "points", "seed"))
-    report = {"command": f"python -m sdedit study {options}", "weights": metadata["digest"],
-              "recipe": metadata["recipe"], "config": {k: str(v) for k, v in asdict(c).items()},
-              "features": metrics.SCENE_FEATURES, "rows": rows}  # fmt: skip
-    path = c.out / "sdedit_study.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    labels = [f"t0 {t0:g}" for t0 in t0s.round(2)]
-    plot.save(plot.strip(np.stack(films), labels, scale=3), c.out / "sdedit_strip.webp")
-    for x in ("t0", "sigma"):
-        for y, label in (("kid", "KID-scenes"), ("l2", "squared L2 to the guide")):
-            plot.save(curves(rows["t0"], x, y, label), c.out / f"sdedit_{y}_{x}.webp")
-    print(f"numbers: {path}")
+
+def palette(w: World):
+    rows, films = [], [w.truth[:6]]
+    for colours in w.c.colours:
+        painted = strokes(w.truth, colours)
+        images = w.edited(painted)
+        rows.append({"colours": colours} | with_reader(images, painted, w.real))
+        films += [painted[:6], images[:6]]
+    few, many = str(w.c.colours[0]), str(w.c.colours[-1])
+    by = {str(r["colours"]): r for r in rows}
+    claims = [claim("KID falls with the number of colours (Table 4)", "kid", by, few, many)]
+    labels = ["picture", *(f"{what}{n}" for n in w.c.colours for what in ("strokes, ", "SDEdit, "))]
+    return rows, claims, plot.grid(np.concatenate(films), columns=6, row_labels=labels, scale=2)
+
+
+def repeats(w: World):
+    guides = strokes(w.truth)
+    rows, films = [], [guides[:6]]
+    for times in w.c.repeats:
+        images = w.edited(guides, repeats=times)
+        rows.append({"repeats": times} | with_reader(images, guides, w.real))
+        films.append(images[:6])
+    by = {str(r["repeats"]): r for r in rows}
+    most = str(w.c.repeats[-1])
+    claims = [claim("KID falls with K (App. A)", "kid", by, str(w.c.repeats[0]), most),
+              claim("L2 rises with K (App. A)", "l2", by, most, str(w.c.repeats[0]))]  # fmt: skip
+    labels = ["strokes", *(f"K = {r}" for r in w.c.repeats)]
+    return rows, claims, plot.grid(np.concatenate(films), columns=6, row_labels=labels, scale=2)
+
+
+def proposition(w: World):
+    rows = proposition1(w.c.seed)
+    series = {}
+    for score in ("exact", "none"):
+        chosen = [r for r in rows if r["score"] == score and r["delta"] == 0.1]
+        for i, which in enumerate(("as printed", "all noise counted")):
+            share = [r["broken"][i] for r in chosen]
+            band = ([r[end][i] for r in chosen] for end in ("low", "high"))
+            series[f"{which}, {score} score"] = ([r["t0"] for r in chosen], share, *band)
+    figure = plot.curve(series, xlabel="t0", ylabel="share beyond the bound (allowed: 0.1)",
+                        title="Proposition 1, VE")  # fmt: skip
+    return rows, [], figure
+
+
+def bisection(w: World):
+    """t0 for one guide, then for all: the same distance is another t0 in VE and VP, but one sigma.
+
+    Paper: people bisect, until they find the pictures real; here a distance is asked for.
+    """
+    guides, rows, films = strokes(w.truth[:64]), [], []
+    for target in w.c.targets:
+        for name in ("vp", "ve"):
+            draw = lambda t0, name=name: w.edited(guides[:1].repeat(8, 0), t0=t0, sde_name=name)  # noqa: E731
+            alone = bisect(draw, guides[:1], target)
+            draw = lambda t0, name=name: w.edited(guides, t0=t0, sde_name=name)  # noqa: E731
+            shared = bisect(draw, guides, target)
+            images = draw(shared)
+            rows.append({"target": target, "sde": name, "t0_of_one_guide": alone, "t0": shared,
+                         "sigma": sigma_of(name, shared, w.c.steps)}
+                        | with_reader(images, guides, w.real))  # fmt: skip
+            films.append(images[:6])
+    labels = ["strokes", *(f"L2 {r['target']:g}: {r['sde'].upper()}, t0 = {r['t0']:.2f}"
+                           for r in rows)]  # fmt: skip
+    films = np.concatenate([guides[:6], *films])
+    return rows, [], plot.grid(films, columns=6, row_labels=labels, scale=2)
 
 
 def sigma_of(name: str, t0: float, steps: int) -> float:
@@ -91,120 +134,74 @@ def sigma_of(name: str, t0: float, steps: int) -> float:
     return float(schedule.noise[-1] / schedule.signal[-1])
 
 
-def realism_and_distance(images: np.ndarray, guides: np.ndarray, real: np.ndarray) -> dict:
-    """KID-scenes to real pictures, squared L2 to the guides, share the reader takes for scenes.
-
-    Each with its 95% interval. L2 is summed over pixels in [0, 1], as in Figure 3; KID is the mean
-    over disjoint blocks of pictures, whose spread gives its interval.
-    """
-    blocks = max(1, min(BLOCKS, len(images) // 8))
-    fakes, reals = (np.array_split(metrics.scene_features(x), blocks) for x in (images, real))
-    kids = [metrics.kid(a, b) for a, b in zip(fakes, reals, strict=True)]
-    gap = (images.astype(float) - guides.astype(float)) / 255
-    l2 = (gap**2).sum((1, 2, 3))
-    valid = sum(reading["valid"] for reading in read(images))
-    found = {"n": len(images), "valid": valid / len(images)}
-    found["valid_interval"] = metrics.wilson_interval(valid, len(images))
-    for name, values in (("kid", kids), ("l2", l2)):
-        found[name] = float(np.mean(values))
-        found[f"{name}_interval"] = metrics.bootstrap_interval(values)
-    return found
+def curves(rows: list[dict]):
+    """KID and L2, over t0 and over sigma (from t0 > 0 on, logarithmic), each a line per SDE."""
+    panels = []
+    for x in ("t0", "sigma"):
+        for y, label in (("kid", "KID-scenes"), ("l2", "squared L2 to the guide")):
+            series = {}
+            for name in ("vp", "ve"):
+                chosen = [r for r in rows if r["sde"] == name and (x == "t0" or r["t0"] > 0)]
+                values = ([r[y][k] for r in chosen] for k in ("value", "low", "high"))
+                series[name.upper()] = ([r[x] for r in chosen], *values)
+            panels.append(plot.curve(series, xlabel="t0" if x == "t0" else "sigma of [-1, 1]",
+                                     ylabel=label, logx=x == "sigma", size=(4.2, 3)))  # fmt: skip
+    rows = [np.concatenate([*map(np.asarray, panels[i : i + 2])], 1) for i in (0, 2)]
+    return np.concatenate(rows)
 
 
-def compositing(scenes: list, images: np.ndarray, num: int, edited) -> list[dict]:
-    """The object of one picture put into another, by every method: kept pixels, object found.
-
-    `num` pairs of pictures of one object each; the background is drawn without its own.
-    """
-    alone = [i for i, scene in enumerate(scenes) if len(scene.objects) == 1][: 2 * num]
-    masks = object_masks([scenes[i] for i in alone], images.shape[1])
-    pairs = list(zip(range(0, len(alone), 2), range(1, len(alone), 2), strict=False))
-    empty = [replace(scenes[alone[i]], objects=()) for i, _ in pairs]
-    behind, before = render(empty, images.shape[1]), images[[alone[j] for _, j in pairs]]
-    wanted = [scenes[alone[j]].objects[0] for _, j in pairs]
-    edit_masks = masks[[j for _, j in pairs]]
-    each = lambda method: np.stack([*map(method, behind, before, edit_masks)])  # noqa: E731
-    naive = np.where(edit_masks, before, behind)
-    results = {
-        "naive paste": naive,
-        "Poisson": each(blend.poisson),
-        "Laplacian pyramid": each(blend.laplacian_pyramid),
-        "SDEdit": edited(naive, edit_masks=edit_masks),
-    }
-    rows = []
-    for name, pictures in results.items():
-        right = sum(
-            any((o["shape"], o["colour"]) == (w.shape, w.colour) for o in reading["objects"])
-            for reading, w in zip(read(pictures), wanted, strict=True)
-        )
-        off = np.where(edit_masks, 0, (pictures.astype(float) - behind) / 255)
-        rows.append({"method": name, "n": len(pairs), "object_found": right / len(pairs),
-                     "interval": metrics.wilson_interval(right, len(pairs)),
-                     "kept_l2": float((off**2).sum((1, 2, 3)).mean())})  # fmt: skip
-    return rows
+PARTS: dict[str, Callable] = {
+    "t0": over_t0, "strokes": study_rivals.stroke_paintings,
+    "compositing": study_rivals.compositing, "palette": palette, "repeats": repeats,
+    "proposition": proposition, "bisection": bisection,
+    "digits": study_real.digits, "photos": study_real.photos,
+}  # fmt: skip
 
 
-def bounds(sigma: float, C: float, d: int, delta: float) -> tuple[float, float]:
-    """(Proposition 1 as printed, one that holds) of ||guide - result||^2.
+@dataclass(frozen=True)
+class StudyConfig:
+    """`python -m sdedit study`: guides are stroke paintings of test pictures."""
 
-    If ||score||^2 <= C then with probability 1 - delta it is at most
-    sigma^2 (C sigma^2 + d + 2 sqrt(-d ln delta) - 2 ln delta), sigma that of t0, says the paper.
-    Paper: that counts the noise of the steps, sigma^2 in all, but not that of the start, as much
-    again, nor the product of drift and noise. Both count in (C^(1/2) sigma^2 + sqrt(2) sigma |z|)^2
-    with |z|^2 bounded as before.
-    """
-    noise = d + 2 * math.sqrt(-d * math.log(delta)) - 2 * math.log(delta)
-    return sigma**2 * (C * sigma**2 + noise), sigma**2 * (sigma * C**0.5 + (2 * noise) ** 0.5) ** 2
-
-
-def proposition1(seed: int, n: int = 2000, d: int = 16, steps: int = 50) -> list[dict]:
-    """How often both bounds are broken, with the exact score of a mixture and with none at all.
-
-    The score is shortened to ||score||^2 <= C where it is longer, so that what is assumed is true;
-    C is d / std^2, that of a typical point of a component.
-    """
-    mean_key, data_key, key = jax.random.split(jax.random.key(seed), 3)
-    means = jax.random.uniform(mean_key, (4, d), minval=-0.8, maxval=0.8)
-    mixture = Mixture(jnp.full(4, 0.25), means, jnp.full(4, 0.2), jnp.arange(4))
-    guides = mixture.sample(data_key, n)[0] + 0.3  # near the data, but not of it
-
-    @jax.jit
-    def distance(schedule, C, key):
-        exact = mixture.denoiser(schedule)
-
-        def denoise(x, t, cond):
-            eps = exact(x, t, cond).eps
-            longest = schedule.at(t, 2)[1] * jnp.sqrt(C)
-            length = jnp.linalg.norm(eps, axis=-1, keepdims=True)
-            return Prediction(eps * jnp.minimum(1, longest / length))
-
-        cond = {"label": jnp.full(n, NULL)}
-        return ((sde.edit(denoise, schedule, guides, cond, key, last="paper") - guides) ** 2).sum(1)
-
-    rows = []
-    for t0 in (0.1, 0.2, 0.3, 0.5):
-        schedule = sde.ve(t0, steps)
-        for score, C in (("exact", d / 0.2**2), ("none", 0.0)):
-            key, run_key = jax.random.split(key)
-            far = np.asarray(distance(schedule, C, run_key))
-            for delta in (0.5, 0.1, 0.01):
-                both = bounds(float(schedule.noise[-1]), C, d, delta)
-                broken = [int((far > bound).sum()) for bound in both]
-                low, high = zip(*(metrics.wilson_interval(b, n) for b in broken), strict=True)
-                rows.append({"t0": t0, "score": score, "delta": delta, "n": n,
-                             "mean_over_bound": [float(far.mean() / bound) for bound in both],
-                             "broken": [b / n for b in broken],
-                             "low": low, "high": high})  # fmt: skip
-    return rows
+    part: Literal[tuple(PARTS)] = "t0"
+    quick: bool = False  # fewer pictures and steps: minutes on two CPU cores
+    num: int | None = None  # guides: 256, quick 32
+    steps: int | None = None  # of the reverse SDE: 100, quick 40
+    t0: float = 0.2  # where it is not what varies
+    points: int = 11  # values of t0 from 0 to 1
+    colours: tuple[int, ...] = (3, 6, 16, 30, 50)
+    repeats: tuple[int, ...] = (1, 2, 3)
+    targets: tuple[float, ...] = (15,)  # squared L2 of part bisection
+    seed: int = 1
+    weights: Path = SHIPPED
+    gan: Path = invert.GAN
+    encoder: Path = invert.ENCODER
+    runs: Path = Path("runs/sdedit_study")  # where the networks of real pictures are kept
+    out: Path = Path("lessons/figures")  # folder for sdedit_PART.json and .webp
 
 
-def curves(rows: list[dict], x: str, y: str, label: str):
-    """One line per SDE, over t0 or over sigma (from t0 > 0 on, logarithmic)."""
-    series = {}
-    for name in ("vp", "ve"):
-        chosen = [r for r in rows if r["sde"] == name and r[x] > -(x == "t0")]
-        low, high = zip(*(r[f"{y}_interval"] for r in chosen), strict=True)
-        series[name.upper()] = ([r[x] for r in chosen], [r[y] for r in chosen], low, high)
-    axis = "sigma = noise / signal, pictures in [-1, 1]" if x == "sigma" else x
-    return plot.curve(series, xlabel=axis, ylabel=label, logx=x == "sigma",
-                      title="SDEdit on strokes, small")  # fmt: skip
+def main(given: StudyConfig) -> None:
+    c = defaults(given, **(QUICK if given.quick else FULL))
+    if not 2 <= c.num <= 512:
+        raise ValueError(f"num must be in 2..512, not {c.num}")
+    devices.start()
+    world = open_world(c)
+    command.check_out(c.out)
+    rows, claims, figures = PARTS[c.part](world)
+    for found in claims:
+        print(f"{found['holds']:5}{found['claim']}: {found['value']:+.3f} "
+              f"({found['low']:+.3f} to {found['high']:+.3f})")  # fmt: skip
+    plain, changed = asdict(StudyConfig()), asdict(given)
+    text = lambda v: " ".join(map(str, v)) if isinstance(v, tuple) else str(v)  # noqa: E731
+    flags = [f"--{k}" + ("" if v is True else f" {text(v)}")
+             for k, v in changed.items() if v != plain[k] and k not in ("out", "runs")]  # fmt: skip
+    report = {
+        "command": " ".join(["python -m sdedit study", *flags]), "seed": c.seed, "n": c.num,
+        "steps": c.steps, "t0": c.t0, "weights": world.digest,
+        "intervals": "95%: Wilson of shares, bootstrap of the rest; of differences Newcombe's",
+        "features": metrics.SCENE_FEATURES, "rows": rows, "claims": claims,
+    }  # fmt: skip
+    path = c.out / f"sdedit_{c.part}.json"
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    for name, figure in (figures if isinstance(figures, dict) else {c.part: figures}).items():
+        plot.save(figure, c.out / f"sdedit_{name}.webp")
+    print(f"numbers: {path}")

@@ -12,7 +12,7 @@ from common import sampler, schedule
 from common.mixture import NULL, Mixture
 from common.process import Prediction
 from sdedit import sde
-from sdedit.study import bounds, proposition1
+from sdedit.proposition import bounds, proposition1
 
 MEANS = np.array([[-0.6, -0.3], [0.5, 0.6], [0.6, -0.6]])
 STD, WEIGHT = 0.2, np.array([0.5, 0.3, 0.2])

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, replace
 
+import helpers
 import jax
 import numpy as np
 import pytest
@@ -11,11 +12,14 @@ from numpy.testing import assert_array_equal
 from PIL import Image
 
 from common import checkpoint
+from common.metrics import scene_features
+from sdedit import gan, invert, measure, study_real
 from sdedit.__main__ import COMMANDS
 from sdedit.guides import strokes
-from sdedit.model import PAPER, SMALL, TINY, init_params, load, tokenize
-from sdedit.sample import draw
-from sdedit.study import realism_and_distance
+from sdedit.measure import claim, realism_and_distance
+from sdedit.model import DIGITS, PAPER, PHOTOS, SMALL, TINY, init_params, load, tokenize
+from sdedit.sample import bisect, draw
+from sdedit.train import pictures as pictures_of
 
 
 @pytest.fixture(scope="module")
@@ -171,25 +175,119 @@ def test_training_makes_weights_that_paint(room, tmp_path, capsys):
     assert len(rows) == 2 and all(np.isfinite(row["loss"]) for row in rows)
 
 
-def test_the_study_runs_through_and_its_ends_are_exact(room, tmp_path, capsys):
-    few = ["--num", "2", "--steps", "21", "--points", "3", "--colours", "3", "--repeats", "1"]
-    result = sdedit(capsys, "study", "--weights", room / "w.safetensors", "--out", tmp_path, *few)
+STUDY = {  # part: rows, and what each has
+    "t0": (6, {"kid", "l2", "valid", "sigma"}),
+    "strokes": (6, {"kid", "l2", "valid"}),
+    "compositing": (7, {"kept_l2", "found", "colour", "seconds"}),
+    "palette": (1, {"colours", "kid", "l2"}),
+    "repeats": (1, {"repeats", "kid", "l2"}),
+    "proposition": (24, {"broken", "mean_over_bound"}),
+    "bisection": (2, {"t0", "t0_of_one_guide", "sigma"}),
+    "digits": (9, set()),
+    "photos": (8, {"kid", "l2"}),
+}
+
+
+@pytest.fixture(scope="module")
+def rivals(room):
+    """Weights of an untrained GAN and its encoder, and of both networks of real pictures."""
+    c = gan.PRESETS["tiny"]
+    made = {"gan": ("sdedit.gan", c, gan.init_generator),
+            "encoder": ("sdedit.encoder", c, invert.init_params),
+            "runs/digits/weights": ("sdedit", DIGITS, init_params),
+            "runs/photos/weights": ("sdedit", PHOTOS, init_params)}  # fmt: skip
+    for name, (model, config, init) in made.items():
+        params = helpers.made(lambda key: init(config, key))  # noqa: B023
+        (room / name).parent.mkdir(parents=True, exist_ok=True)
+        metadata = {"model": model, "config": asdict(config), "recipe": {}}
+        checkpoint.save_weights(room / f"{name}.safetensors", params, metadata)
+    return ["--gan", room / "gan.safetensors", "--encoder", room / "encoder.safetensors",
+            "--runs", room / "runs"]  # fmt: skip
+
+
+@pytest.mark.parametrize("part", STUDY)
+def test_every_part_of_the_study_writes_numbers_and_a_picture(
+    part, room, rivals, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(study_real, "T0S", (0, 0.2, 0.5, 1))
+    monkeypatch.setattr(measure, "REAL", 16)
+    few = ["--num", "3", "--steps", "21", "--points", "3", "--colours", "3", "--repeats", "1",
+           "--targets", "15"]  # fmt: skip
+    result = sdedit(capsys, "study", "--part", part, "--weights", room / "w.safetensors", "--out",
+                    tmp_path, *few, *rivals)  # fmt: skip
     assert result.returncode == 0, result.stderr
-    report = json.loads((tmp_path / "sdedit_study.json").read_text())
-    rows = report["rows"]
-    assert {"t0", "palette", "repeats", "compositing", "proposition_1"} == set(rows)
-    assert [r["l2"] for r in rows["t0"] if r["t0"] == 0] == [0, 0]
-    assert [r["sigma"] for r in rows["t0"]][::3] == [0, 0]
-    found = {r["method"]: r["kept_l2"] for r in rows["compositing"]}
-    assert found["SDEdit"] == found["naive paste"] == found["Poisson"] == 0 < len(found)
-    assert len(list(tmp_path.glob("*.webp"))) == 5
+    report = json.loads((tmp_path / f"sdedit_{part}.json").read_text())
+    rows, (count, names) = report["rows"], STUDY[part]
+    count -= 4 * (part in ("digits", "photos"))
+    assert len(rows) == count and all(names <= set(row) for row in rows[1:])
+    assert (tmp_path / f"sdedit_{part}.webp").exists() and f"--part {part}" in report["command"] + (
+        " --part t0" * (part == "t0")
+    )
+    if part in ("t0", "digits", "photos"):
+        assert [r["l2"]["value"] for r in rows if r.get("t0") == 0] == [0] * (1 + (part == "t0"))
+    if part == "compositing":
+        kept = {r["method"]: r["kept_l2"]["value"] for r in rows}
+        assert kept["SDEdit"] == kept["naive paste"] == kept["Poisson"] == 0 < len(kept)
+    for row in rows:
+        for value in row.values():
+            if isinstance(value, dict):
+                assert value["low"] <= value.get("value", value.get("accuracy")) <= value["high"]
+
+
+def test_bisection_finds_the_time_of_a_distance():
+    guides = np.zeros((2, 4, 4, 3), np.uint8)
+    draw = lambda t0: np.full((2, 4, 4, 3), 255 * t0)  # noqa: E731
+    assert abs(bisect(draw, guides, 48 * 0.3**2, rounds=10) - 0.3) < 1e-3
+
+
+def test_t0_may_be_chosen_by_the_distance_and_must_then_be_possible(room, tmp_path, capsys):
+    given = options(room, "paint", tmp_path / "p")
+    result = sdedit(capsys, "paint", *given, "--steps", "21", "--target-l2", "50")
+    assert result.returncode == 0 and "t0 0." in result.stdout, result.stderr
+    guide = np.asarray(Image.open(room / "guide.png"))
+    far = np.square((pictures(tmp_path / "p").astype(float) - guide) / 255).sum((1, 2, 3)).mean()
+    assert 25 < far < 100
+    result = sdedit(capsys, "paint", *given, "--target-l2", "-1")
+    assert result.returncode == 2 and "target_l2 must be above 0" in result.stderr
+
+
+def test_at_t0_of_1_pictures_of_opposite_guides_are_the_same(room):
+    config, params, _ = load(room / "w.safetensors")
+    guides = np.stack([np.zeros((32, 32, 3), np.uint8), np.full((32, 32, 3), 255, np.uint8)])
+    for name in ("vp", "ve"):
+        other, same = (draw(config, params, g, t0=1, steps=25, sde_name=name)
+                       for g in (guides[::-1], guides))  # fmt: skip
+        off = np.abs(other.astype(int) - same)
+        assert np.quantile(off, 0.99) <= 8 and np.abs(same[0].astype(int) - same[1]).mean() > 20
+
+
+def test_guides_of_any_kind_are_the_same_guide(room, tmp_path, capsys):
+    grey = np.asarray(Image.open(room / "guide.png"))[..., 0]
+    kinds = {
+        "grey": Image.fromarray(grey),
+        "rgba": Image.fromarray(np.stack([grey] * 3 + [np.full_like(grey, 255)], -1)),
+        "deep": Image.fromarray(grey.astype(np.uint16) * 257),
+    }
+    for name, image in kinds.items():
+        image.save(tmp_path / f"{name}.png")
+        given = options(room, "paint", tmp_path / name)[2:]
+        result = sdedit(capsys, "paint", "--guide", tmp_path / f"{name}.png", *given, "--t0", "0")
+        assert result.returncode == 0, result.stderr
+        assert_array_equal(pictures(tmp_path / name)[0], grey[..., None].repeat(3, -1))
+
+
+def test_patches_of_photographs_are_split_by_place():
+    train_set, test = (pictures_of("photos", split, 32)["image"] for split in ("train", "test"))
+    assert train_set.dtype == np.uint8 and train_set.shape[1:] == test.shape[1:] == (32, 32, 3)
+    assert len(train_set) > 3 * len(test) > 1000
 
 
 def test_the_studys_distances_are_zero_for_the_guides_and_grow_with_noise():
     rng = np.random.default_rng(0)
     real = rng.integers(100, 150, (64, 32, 32, 3)).astype(np.uint8)
-    guides = strokes(real[:32])
-    near = realism_and_distance(guides, guides, real[32:])
-    far = realism_and_distance(real[:32], guides, real[32:])
-    assert near["l2"] == 0 < far["l2"] and far["kid"] < near["kid"]
-    assert near["kid_interval"][0] <= near["kid"] <= near["kid_interval"][1]
+    guides, features = strokes(real[:32]), scene_features(real[32:])
+    near = realism_and_distance(guides, guides, features)
+    far = realism_and_distance(real[:32], guides, features)
+    assert near["l2"]["value"] == 0 < far["l2"]["value"]
+    assert far["kid"]["value"] < near["kid"]["value"]
+    assert claim("", "kid", {"a": near, "b": far}, "a", "b")["holds"] == "yes"

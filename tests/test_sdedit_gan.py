@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sdedit import gan, invert
 from sdedit.gan import GanTrainConfig, Generator, ModulatedConv
 
-CONFIG = replace(gan.PRESETS["tiny"], size=8)
+CONFIG = replace(gan.PRESETS["tiny"], size=16)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_a_modulated_convolution_has_a_kernel_of_unit_length_for_every_style():
 def test_each_player_learns_from_its_own_loss_and_the_chance_from_the_signs(params):
     c = GanTrainConfig()
     loss = gan.make_loss(CONFIG, c)
-    images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8)
     keys = jax.random.split(jax.random.key(1), 8)
 
     @jax.jit
@@ -78,7 +78,7 @@ def test_augmentation_is_off_at_0_and_changes_all_pictures_at_1():
 
 def test_a_batch_whose_pictures_are_alike_is_told_from_one_whose_are_not(params):
     judge = lambda x: gan.Discriminator(CONFIG).apply({"params": params["discriminator"]}, x)  # noqa: E731
-    x = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+    x = jax.random.normal(jax.random.key(0), (4, 16, 16, 3))
     alone, alike = judge(x)[0], judge(jnp.repeat(x[:1], 4, axis=0))[0]
     assert abs(float(alone - alike)) > 1e-4
 
