@@ -99,9 +99,13 @@ def files(params, tmp_path):
     Image.new("L", (16, 32)).save(tmp_path / "small.png")
     Image.new("L", (32, 32), 255).save(tmp_path / "all.png")
     (tmp_path / "text.png").write_text("no picture")
-    header = b"IHDR" + struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)  # and no pixels
-    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
-    (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk)
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0),
+        b"IDAT": b"no pixels",
+    }
+    parts = [struct.pack(">I", len(v)) + k + v + struct.pack(">I", zlib.crc32(k + v))
+             for k, v in chunks.items()]  # fmt: skip
+    (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
     config = {**vars(TINY), "unet": vars(TINY.unet), "text": vars(TINY.text)}
     path = tmp_path / "tiny.safetensors"
     checkpoint.save_weights(path, params, {"model": "glide", "config": config, "recipe": {}})
