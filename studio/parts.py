@@ -29,11 +29,13 @@ CSS = """
 .picture img {image-rendering: pixelated}
 .said {min-height: 1.6em}
 .try .grid-wrap {min-height: 0 !important; max-height: none !important; height: auto !important}
-.try .grid-container {grid-template-columns: repeat(5, minmax(0, 1fr)) !important}
+.try .grid-container {
+  grid-template-columns: repeat(5, minmax(0, 1fr)) !important; grid-auto-rows: auto !important}
+.try .gallery-item {height: auto !important}
 .try .thumbnail-item {min-width: 0 !important; width: 100% !important; height: auto !important}
 @media (max-width: 500px) {
-  .gradio-container > main {padding: 10px !important}
-  .tab-container button {padding: 0 4px !important; font-size: 13px !important}
+  .gradio-container .main.app {padding: 12px !important}
+  .tab-container button {padding: 0 3px !important; font-size: 13px !important}
 }
 """
 FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
@@ -104,14 +106,14 @@ def own(label: str, size: int, use: Callable, inputs: list, output) -> None:
     button = gr.UploadButton(label, file_types=["image"], size="sm", min_width=60)
 
     @polite
-    def chosen(path, *values):
+    def taken(path, *values):
         try:
             picture = open_picture(path, size, resize=True)
         except ValueError as error:  # the file as its owner knows it
             raise ValueError(str(error).replace(path, Path(path).name)) from None
         return use(picture, *values)
 
-    button.upload(chosen, [button, *inputs], output, **LIGHT)
+    button.upload(taken, [button, *inputs], output, **LIGHT)
 
 
 def watched(make: Callable, inputs: list, buttons: list[gr.Button]) -> None:
@@ -148,13 +150,10 @@ def watched(make: Callable, inputs: list, buttons: list[gr.Button]) -> None:
         yield view(frames[-1], job.settings()) | {
             said: seconds, fold: gr.Accordion(visible=True), text: job.code(),
         }  # fmt: skip
-        told = {said: f"{seconds} · the reader sees {jobs.reading(square)}"}
-        if len(frames) == 1:
-            yield told | {more: gr.Image(visible=False)}
-            return
+        yield {said: f"{seconds} · the reader sees {jobs.reading(square)}"}
         with tempfile.TemporaryDirectory() as folder:
             film = jobs.film(frames, f"{folder}/film.webp")
-            yield told | {more: gr.Image(film, visible=True, label="Film")}
+            yield {more: gr.Image(film, visible=True, label="Film")}
 
     @polite
     def compare(*values):
