@@ -132,7 +132,8 @@ SMALL_UPSAMPLER = replace(
     schedule="linear",
     prediction="x0",
     inputs=("low_res",),
-    unet=replace(SMALL.unet, patch=4),
+    unet=replace(SMALL.unet, width=24, multipliers=(1, 1.25), head_dim=15, groups=6, patch=4),
+    text=replace(_words, width=64, layers=1),
 )
 
 PRESETS = {
