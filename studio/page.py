@@ -1,6 +1,7 @@
 """The page: six tabs of one shape, controls on the left and the picture on the right."""
 
 import threading
+from dataclasses import replace
 
 import gradio as gr
 import numpy as np
@@ -10,7 +11,7 @@ from common import devices, plot
 from common.pictures import MAX_SIDE, on_white
 from common.scenes import scene
 from common.scenes.render import render
-from sdedit.guides import grow, object_masks, strokes
+from sdedit.guides import grow, strokes
 from studio import edits, jobs, parts
 from studio.parts import CANVAS, INK
 
@@ -184,7 +185,8 @@ def sdedit() -> None:
     sky = np.broadcast_to(np.rint(255 * np.array(scene.BACKGROUNDS["sky"])), (1, 32, 32, 3))
     canvases = [parts.on_canvas(p) for p in [*strokes(_scenes(17, 22)), *sky.astype(np.uint8)]]
     patches = _patches(5, 20, 18, 11)
-    canvases.append(pasted(patches[1], parts.on_canvas(_scenes(3)[0])))
+    spot = _erased(_scenes(3)[0], (slice(9, 19), slice(19, 29)))
+    canvases.append(pasted(patches[1], spot))
     prompts = ["a green ball above an orange cube", "a red heart above a blue cube", "",
                "a yellow cone and a blue heart on grass"]  # fmt: skip
     with gr.Column():
@@ -268,8 +270,11 @@ def _scenes(*rows: int, size: int = jobs.SIZE) -> np.ndarray:
 
 
 def _patches(*rows: int) -> list[np.ndarray]:
-    """Their first objects, cut out roughly: RGBA squares."""
-    cut = np.concatenate([_scenes(*rows), 255 * np.uint8(object_masks(_drawn(rows)))], -1)
+    """Their first objects, cut out: RGBA squares."""
+    there, empty = (render([replace(s, objects=s.objects[:n]) for s in _drawn(rows)], jobs.SIZE)
+                    for n in (1, 0))  # fmt: skip
+    alpha = np.abs(there.astype(int) - empty).max(-1, keepdims=True) > 60  # more than its shadow
+    cut = np.concatenate([there, 255 * alpha.astype(np.uint8)], -1)
 
     def square(image):
         left, top, right, bottom = image.getchannel("A").getbbox()

@@ -67,7 +67,7 @@ def canvas(label: str, colours: list[tuple], value) -> gr.ImageEditor:
 def buttons(first: str, second: str) -> list[gr.Button]:
     with gr.Row():
         return [gr.Button(first, variant="primary", size="md", scale=2, min_width=60),
-                gr.Button(second, size="md", scale=3, min_width=130),
+                gr.Button(second, size="md", scale=4, min_width=130),
                 gr.Button("Stop", size="md", scale=2, min_width=60)]  # fmt: skip
 
 
