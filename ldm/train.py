@@ -42,7 +42,7 @@ class TrainConfig(run.RunConfig):
     """`python -m ldm train`: each field is an option."""
 
     out: Path = Path("runs/ldm")  # checkpoints, samples, metrics.jsonl, weights.safetensors
-    steps: int = 3_000
+    steps: int = 9_000
     preset: Literal[tuple(MODELS)] = "small"  # which model
     autoencoder: Path | None = Path("runs/autoencoder/weights.safetensors")  # None: on pixels
     latent_scale: float | None = None  # measured, unless given (1 for none)

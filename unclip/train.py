@@ -43,7 +43,7 @@ class PriorTrainConfig(run.RunConfig):
     """`python -m unclip train-prior`: the diffusion prior."""
 
     out: Path = Path("runs/unclip_prior")  # checkpoints, metrics.jsonl, weights.safetensors
-    steps: int = 2_000
+    steps: int = 3_000
     batch_size: int = 64
     lr: float = 1e-3  # AdamW; warms up, then falls to 0 as a cosine
     weight_decay: float = 0.06  # of matrices and embeddings; the paper's
