@@ -199,8 +199,9 @@ def sdedit() -> None:
         only = gr.Checkbox(label="Change only what is painted or pasted")
         seed = parts.seed()
         buttons = parts.buttons("Draw", "Strip over t0")
-        values = list(zip(canvases, prompts, [False] * 3 + [True], strict=True))
-        parts.pictures([c["composite"] for c in canvases], values, [canvas, prompt, only])
+        values = [(c, p, c is canvases[3], 0.4 if c is canvases[3] else 0.5)
+                  for c, p in zip(canvases, prompts, strict=True)]  # fmt: skip
+        parts.pictures([c["composite"] for c in canvases], values, [canvas, prompt, only, t0])
         gr.Markdown("Patches: one lands where you have painted, or in the middle.")
         shown = [parts.enlarged(patch, 96) for patch in patches]
 
