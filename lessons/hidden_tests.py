@@ -166,6 +166,38 @@ right = keep_mask * known + (1 - keep_mask) * x0
 assert jnp.allclose(paste(x0, known, keep_mask), right, atol=1e-6)
 """,
     },
+    "10_unclip_priors": {
+        "prior_loss": """
+other, (x, eps) = z_i[100:140], jax.random.normal(jax.random.key(11), (2, 40, D))
+t = 1 + 20 * jnp.arange(40)
+f = lambda x, t: jnp.tanh(x) * (1 + t[:, None] / 900)
+z_0 = D**0.5 * other
+want = jnp.square(f(S.add_noise(z_0, t, eps), t) - z_0).mean()
+assert jnp.isclose(prior_loss(f, other, t, eps), want, rtol=1e-3)
+""",
+        "best": """
+some = jax.random.normal(jax.random.key(11), (30, 5, 7))
+text = jax.random.normal(jax.random.key(12), (30, 7))
+assert jnp.array_equal(best(some, text), prior.best(some, text))
+""",
+    },
+    "11_unclip_manipulations": {
+        "swap": """
+other = (y + 2) % 3
+want = mean[other] + std[other][:, None] * (x0 - mean[y]) / std[y][:, None]
+assert jnp.abs(swap(x0, y, other) - want).max() < 0.2
+""",
+        "slerp": """
+a, b = np.random.default_rng(11).normal(size=(2, 4, 3, 5)) * np.array([1, 2])[:, None, None, None]
+for theta in (0.1, 0.8):
+    assert np.allclose(slerp(a, b, theta), manipulate.slerp(a, b, theta), atol=1e-3)
+""",
+        "text_diff": """
+v = np.random.default_rng(11).normal(size=(3, 6, 9))
+v /= np.linalg.norm(v, axis=2, keepdims=True)
+assert np.allclose(text_diff(*v, 0.7), manipulate.text_diff(*v, 0.7), atol=1e-3)
+""",
+    },
     "12_sdedit": {
         "step_back": """
 other, (x, eps, z) = sde.vp(0.8, 20), jax.random.normal(jax.random.key(11), (3, 2, 2, 2, 3))

@@ -616,6 +616,133 @@ WRONG = {
             """,  # keys and values exchanged
         ],
     },
+    "10_unclip_priors": {
+        "prior_loss": [
+            """
+            signal, noise = S.at(t, 2)
+            return jnp.square(f(signal * z_i + noise * eps, t) - z_i).mean()
+            """,  # not scaled
+            """
+            z_0 = jnp.sqrt(z_i.shape[-1]) * z_i
+            signal, noise = S.at(t, 2)
+            return jnp.square(f(signal * z_0 + noise * eps, t) - eps).mean()
+            """,  # lesson 02's, of eps
+            """
+            z_0 = jnp.sqrt(z_i.shape[-1]) * z_i
+            signal, noise = S.at(t, 2)
+            return jnp.square(f(signal * z_i + noise * eps, t) - z_0).mean()
+            """,  # scaled after the noise
+            """
+            z_0 = jnp.sqrt(z_i.shape[-1]) * z_i
+            signal, noise = S.at(t, 2)
+            return jnp.square(f(noise * z_0 + signal * eps, t) - z_0).mean()
+            """,  # swapped
+            """
+            z_0 = jnp.sqrt(z_i.shape[-1]) * z_i
+            return jnp.square(f(z_0, t) - z_0).mean()
+            """,  # no noise
+            """
+            z_0 = jnp.sqrt(z_i.shape[-1]) * z_i
+            signal, noise = S.at(t, 2)
+            return jnp.square(f(signal * z_0 + noise * eps, t) - z_0).sum(-1).mean()
+            """,  # not divided by D
+            """
+            z_0 = z_i.shape[-1] * z_i
+            signal, noise = S.at(t, 2)
+            return jnp.square(f(signal * z_0 + noise * eps, t) - z_0).mean()
+            """,  # by D, not its root
+        ],
+        "best": [
+            """
+            pick = jnp.einsum("bnd,bd->bn", z, text_embedding).argmin(1)
+            return z[jnp.arange(len(z)), pick]
+            """,  # the worst
+            "return z.mean(1)",
+            "return jnp.einsum('bnd,bd->bn', z, text_embedding).argmax(1)",  # its number
+            """
+            every = z.reshape(-1, z.shape[-1])
+            return every[(text_embedding @ every.T).argmax(1)]
+            """,  # among the draws of all captions
+            "return z[:, 0]",
+            """
+            pick = jnp.einsum("bnd,bd->n", z, text_embedding).argmax()
+            return z[:, pick]
+            """,  # one number for all
+        ],
+    },
+    "11_unclip_manipulations": {
+        "swap": [
+            """
+            x_T = sampler.invert(exact, S, x0, ts, {"label": other})
+            return sampler.sample(exact, S, x_T, ts, {"label": other}, key)
+            """,  # inverted as what it is not
+            """
+            x_T = sampler.invert(exact, S, x0, ts, {"label": y})
+            return sampler.sample(exact, S, x_T, ts, {"label": y}, key)
+            """,  # comes back
+            "return sampler.sample(exact, S, x0, ts, {'label': other}, key)",  # not inverted
+            "return sampler.invert(exact, S, x0, ts, {'label': y})",  # x_T itself
+            """
+            x_T = sampler.invert(exact, S, x0, ts, {"label": y})
+            return sampler.sample(exact, S, x_T, ts, {"label": other}, key, eta=1.0)
+            """,  # with noise
+            """
+            x_T = sampler.invert(exact, S, x0, ts, {"label": -jnp.ones_like(y)})
+            return sampler.sample(exact, S, x_T, ts, {"label": other}, key)
+            """,  # inverted as no class
+        ],
+        "slerp": [
+            "return (1 - theta) * a + theta * b",
+            """
+            line = (1 - theta) * a + theta * b
+            rows = line.reshape(len(a), -1)
+            norm = np.linalg.norm(a.reshape(len(a), -1), axis=1)[:, None]
+            return (norm * rows / np.linalg.norm(rows, axis=1)[:, None]).reshape(a.shape)
+            """,  # of the right length, not evenly
+            """
+            rows_a, rows_b = a.reshape(len(a), -1), b.reshape(len(b), -1)
+            norms = np.linalg.norm(rows_a, axis=1) * np.linalg.norm(rows_b, axis=1)
+            w = np.arccos((rows_a * rows_b).sum(1) / norms)[:, None]
+            out = np.sin((1 - theta) * w) * rows_a + np.sin(theta * w) * rows_b
+            return out.reshape(a.shape)
+            """,  # not divided
+            """
+            w = np.arccos((a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b))
+            return (np.sin((1 - theta) * w) * a + np.sin(theta * w) * b) / np.sin(w)
+            """,  # one angle for all rows
+            """
+            rows_a, rows_b = a.reshape(len(a), -1), b.reshape(len(b), -1)
+            norms = np.linalg.norm(rows_a, axis=1) * np.linalg.norm(rows_b, axis=1)
+            w = np.arccos((rows_a * rows_b).sum(1) / norms)[:, None]
+            out = (np.sin(theta * w) * rows_a + np.sin((1 - theta) * w) * rows_b) / np.sin(w)
+            return out.reshape(a.shape)
+            """,  # from b to a
+            """
+            rows_a, rows_b = a.reshape(len(a), -1), b.reshape(len(b), -1)
+            norms = np.linalg.norm(rows_a, axis=1) * np.linalg.norm(rows_b, axis=1)
+            w = np.arccos((rows_a * rows_b).sum(1) / norms)[:, None]
+            return (np.sin((1 - theta) * w) * rows_a + np.sin(theta * w) * rows_b) / np.sin(w)
+            """,  # flat
+        ],
+        "text_diff": [
+            """
+            diff = z_t0 - z_t
+            return manipulate.slerp(z_i, diff / np.linalg.norm(diff, axis=1, keepdims=True), theta)
+            """,  # the other way
+            "return manipulate.slerp(z_i, z_t - z_t0, theta)",  # not of length 1
+            "return manipulate.slerp(z_i, z_t, theta)",  # to the caption
+            "return z_i + theta * (z_t - z_t0)",
+            """
+            diff = z_t - z_t0
+            return manipulate.slerp(z_i, diff / np.linalg.norm(diff), theta)
+            """,  # one length for all rows
+            """
+            diff = z_t - z_t0
+            z_d = diff / np.linalg.norm(diff, axis=1, keepdims=True)
+            return (1 - theta) * z_i + theta * z_d
+            """,  # straight
+        ],
+    },
     "12_sdedit": {
         "step_back": [
             """
