@@ -26,8 +26,8 @@ from common.process import to_float, to_uint8
 from sdedit import gan
 from sdedit.gan import GanConfig, Generator, leaky
 
-WEIGHTS = Path(__file__).parent / "weights"
-GAN, ENCODER = WEIGHTS / "gan.safetensors", WEIGHTS / "encoder.safetensors"
+# Not shipped: from where the training commands leave them.
+GAN, ENCODER = Path("runs/gan/weights.safetensors"), Path("runs/encoder/weights.safetensors")
 WAYS = ("encoder", "encoder+optimisation", "optimisation")
 
 

@@ -45,6 +45,9 @@ class World:
     @cached_property
     def inversions(self) -> dict[str, Callable]:
         """{name: function of guides} for the three ways of GAN inversion."""
+        for path, verb in ((self.c.gan, "train-gan"), (self.c.encoder, "train-encoder")):
+            if not path.exists():
+                raise ValueError(f"no weights at {path}: make them with `python -m sdedit {verb}`")
         config, params, _ = gan.load(self.c.gan)
         encoder = invert.load(self.c.encoder)[1]
         names = ("GAN-32, encoder (e4e)", "GAN-32, encoder+optimisation (In-domain)",

@@ -95,11 +95,12 @@ def proposition(w: World):
     rows = proposition1(w.c.seed)
     series = {}
     for score in ("exact", "none"):
+        words = "exact" if score == "exact" else "no"
         chosen = [r for r in rows if r["score"] == score and r["delta"] == 0.1]
         for i, which in enumerate(("as printed", "all noise counted")):
             share = [r["broken"][i] for r in chosen]
             band = ([r[end][i] for r in chosen] for end in ("low", "high"))
-            series[f"{which}, {score} score"] = ([r["t0"] for r in chosen], share, *band)
+            series[f"{which}, {words} score"] = ([r["t0"] for r in chosen], share, *band)
     figure = plot.curve(series, xlabel="t0", ylabel="share beyond the bound (allowed: 0.1)",
                         title="Proposition 1, VE")  # fmt: skip
     return rows, [], figure
@@ -195,7 +196,7 @@ def main(given: StudyConfig) -> None:
     flags = [f"--{k}" + ("" if v is True else f" {text(v)}")
              for k, v in changed.items() if v != plain[k] and k not in ("out", "runs")]  # fmt: skip
     report = {
-        "command": " ".join(["python -m sdedit study", *flags]), "seed": c.seed, "n": c.num,
+        "command": " ".join(["python -m sdedit study", *flags]), "seed": c.seed, "n": rows[0].get("n", c.num),
         "steps": c.steps, "t0": c.t0, "weights": world.digest,
         "intervals": "95%: Wilson of shares, bootstrap of the rest; of differences Newcombe's",
         "features": metrics.SCENE_FEATURES, "rows": rows, "claims": claims,
