@@ -87,18 +87,26 @@ def posterior(
 
 
 def log_variance(
-    schedule: Schedule, t: jax.Array, s: jax.Array, ndim: int, variance: str, v: jax.Array | None
+    schedule: Schedule,
+    t: jax.Array,
+    s: jax.Array,
+    ndim: int,
+    variance: str,
+    v: jax.Array | None,
+    before: jax.Array | None = None,
 ) -> jax.Array:
     """Log variance of the reverse step t -> s: "small", "large", or "learned" between the two.
 
     small: log of the posterior variance; large: log of the transition variance (ADM's FIXED_SMALL
     and FIXED_LARGE); learned: f large + (1 - f) small with f = (v + 1) / 2, v not clamped
     (Nichol & Dhariwal 2021, eq. 15). At s = 0 the small one is log 0 and is replaced by that of
-    the step 2t -> t: with s = t - 1 this is ADM's "index 1 for index 0". No noise is added there.
+    the step before -> t, by default 2t -> t: ADM's "index 1 for index 0", which without respacing
+    is 2 -> 1. No noise is added there.
     """
     t, s = jnp.asarray(t), jnp.asarray(s)
     first = s == 0
-    t_low, s_low = jnp.where(first, jnp.minimum(2 * t, schedule.T), t), jnp.where(first, t, s)
+    before = jnp.minimum(2 * t, schedule.T) if before is None else before
+    t_low, s_low = jnp.where(first, before, t), jnp.where(first, t, s)
     large = transition_variance(schedule, t, s, ndim)
     ratio = schedule.at(s_low, ndim)[1] / schedule.at(t_low, ndim)[1]
     small = jnp.log(transition_variance(schedule, t_low, s_low, ndim) * ratio**2)

@@ -118,17 +118,20 @@ def ancestral_step(
     variance: str = "small",
     x0_fn: Hook | None = None,
     shift: Hook | None = None,
+    before: jax.Array | None = None,
 ) -> jax.Array:
     """x_t -> x_s: posterior mean + sd z, with the "small", "large" or "learned" variance.
 
     The mean goes through the (clipped) x0; no noise is added at s = 0. shift(mean) (B, ...) moves
-    the mean by sd^2 times itself: classifier guidance as in ADM, Algorithm 1.
+    the mean by the variance times itself: classifier guidance as in ADM, Algorithm 1. before: the
+    time of the step above t, which only the last one asks for, see process.log_variance.
     Ho et al. 2020, Algorithm 2; Nichol & Dhariwal 2021, eq. 15.
     """
     x0, _ = _x0_eps(schedule, x, pred.eps, t, x0_fn)
-    mean, _ = posterior(schedule, x0, x, t, s)
-    sd = jnp.exp(0.5 * log_variance(schedule, t, s, x.ndim, variance, pred.v))
-    mean = mean if shift is None else mean + sd**2 * shift(mean)
+    mean, small = posterior(schedule, x0, x, t, s)
+    sd = jnp.exp(0.5 * log_variance(schedule, t, s, x.ndim, variance, pred.v, before))
+    if shift is not None:  # "small" is 0 at s = 0, where only its logarithm is another step's
+        mean = mean + (small if variance == "small" else sd**2) * shift(mean)
     noise_s = schedule.at(s, x.ndim)[1]
     return jnp.where(noise_s == 0, mean, mean + sd * z)
 
@@ -225,13 +228,13 @@ def ancestral(
     shift(x, mean, t, s, cond) (B, ...) moves each mean by the variance times itself
     (`guidance.mean_shift`).
     """
+    before = ts[-3] if len(ts) > 2 else None
 
     def step(x, pred, t, s, key):
         z = noise_like(key, x)
         move = None if shift is None else lambda mean: shift(x, mean, t, s, cond)
-        return ancestral_step(
-            schedule, x, pred, t, s, z, variance=variance, x0_fn=x0_fn, shift=move
-        )
+        return ancestral_step(schedule, x, pred, t, s, z, variance=variance, x0_fn=x0_fn,
+                              shift=move, before=before)  # fmt: skip
 
     return _run(step, denoise, x, ts, cond, key, project, lambda x: None)[0]
 

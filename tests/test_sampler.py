@@ -170,6 +170,25 @@ def test_the_last_step_adds_no_noise_and_stays_finite(variance, t):
     )
 
 
+@pytest.mark.parametrize("variance", ["small", "large", "learned"])
+def test_a_guided_last_step_after_respacing_is_moved_by_the_respaced_variance(variance):
+    """ADM's condition_mean at index 0: its FIXED_SMALL variance is 0, the others are of index 1."""
+    x, eps, v, z = (jnp.asarray(a, jnp.float32) for a in draw(8))
+    ts, v = np.array([900, 600, 300, 0]), jnp.tanh(v)
+    alpha_bar = np.asarray(LINEAR.signal, float)[[300, 600, 900]] ** 2
+    betas = 1 - alpha_bar / np.append(1, alpha_bar[:-1])
+    low, f = betas[1] * (1 - alpha_bar[0]) / (1 - alpha_bar[1]), (np.asarray(v) + 1) / 2
+    moved = {"small": 0, "large": low, "learned": betas[0] ** f * low ** (1 - f)}[variance]
+
+    def run(ts, shift=None):
+        denoise = lambda x, t, cond: Prediction(eps, v)  # noqa: E731
+        return sampler.ancestral(denoise, LINEAR, x, ts, None, jax.random.key(0),
+                                 variance=variance, shift=shift)  # fmt: skip
+
+    shift = lambda x, mean, t, s, cond: jnp.where(s == 0, 100 * z, 0.0)  # noqa: E731
+    np.testing.assert_allclose(run(ts, shift) - run(ts), 100 * moved * z, rtol=1e-4, atol=1e-4)
+
+
 def test_x0_fn_moves_x0_and_eps_is_derived_again_from_it():
     x, eps, _, z = draw(5)
     x, t, s = 2 * x, jnp.int32(600), jnp.int32(300)
