@@ -174,8 +174,8 @@ def test_the_last_step_adds_no_noise_and_stays_finite(variance, t):
 def test_a_guided_last_step_after_respacing_is_moved_by_the_respaced_variance(variance):
     """ADM's condition_mean at index 0: its FIXED_SMALL variance is 0, the others are of index 1."""
     x, eps, v, z = (jnp.asarray(a, jnp.float32) for a in draw(8))
-    ts, v = np.array([900, 600, 300, 0]), jnp.tanh(v)
-    alpha_bar = np.asarray(LINEAR.signal, float)[[300, 600, 900]] ** 2
+    ts, v = np.array([900, 700, 300, 0]), jnp.tanh(v)
+    alpha_bar = np.asarray(LINEAR.signal, float)[[300, 700, 900]] ** 2
     betas = 1 - alpha_bar / np.append(1, alpha_bar[:-1])
     low, f = betas[1] * (1 - alpha_bar[0]) / (1 - alpha_bar[1]), (np.asarray(v) + 1) / 2
     moved = {"small": 0, "large": low, "learned": betas[0] ** f * low ** (1 - f)}[variance]
