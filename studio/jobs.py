@@ -142,20 +142,12 @@ class ClassifierGuidance(Guidance):
     needs = (study_classes.MODEL, study_classes.CLASSIFIER)
     scales = (0.0, 1.0, 3.0, 10.0)
     head = """\
-import jax
-import numpy as np
-
 from glide import classes, classifier
-from glide.study_classes import CLASSIFIER, MODEL, compiled
+from glide.study_classes import CLASSIFIER, MODEL
 """
-    setup = """\
-config, params, _ = classes.load(MODEL)
-judge, judge_params, _ = classifier.load(CLASSIFIER)
-run = compiled(config, judge, {STEPS}, "x_t")
-wanted, anything = np.array([{label}]), np.array([classes.NULL])
-key = jax.random.fold_in(jax.random.key({seed}), 0)
-"""
-    call = "np.asarray(run(params, judge_params, anything, wanted, {guidance_scale}, key))[0]"
+    setup = "model, judge = classes.load(MODEL)[:2], classifier.load(CLASSIFIER)[:2]\n"
+    call = """classifier.draw(model, judge, [{label}], conditional=False,
+    guidance_scale={guidance_scale}, steps={STEPS}, seed={seed})[0]"""
 
     @property
     def label(self) -> int:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import gradio as gr
 import numpy as np
 from PIL import Image
+from scipy.ndimage import binary_fill_holes
 
 from common import devices, plot
 from common.pictures import MAX_SIDE, on_white
@@ -274,7 +275,8 @@ def _patches(*rows: int) -> list[np.ndarray]:
     """Their first objects, cut out: RGBA squares."""
     there, empty = (render([replace(s, objects=s.objects[:n]) for s in _drawn(rows)], jobs.SIZE)
                     for n in (1, 0))  # fmt: skip
-    alpha = np.abs(there.astype(int) - empty).max(-1, keepdims=True) > 60  # more than its shadow
+    alpha = np.abs(there.astype(int) - empty).max(-1) > 60  # more than its shadow
+    alpha = np.stack([binary_fill_holes(a) for a in alpha])[..., None]  # its highlight, too
     cut = np.concatenate([there, 255 * alpha.astype(np.uint8)], -1)
 
     def square(image):
