@@ -73,7 +73,8 @@ def palette(w: World):
     by = {str(r["colours"]): r for r in rows}
     claims = [claim("KID falls with the number of colours (Table 4)", "kid", by, few, many)]
     labels = ["picture", *(f"{what}{n}" for n in w.c.colours for what in ("strokes, ", "SDEdit, "))]
-    return rows, claims, plot.grid(np.concatenate(films), columns=6, row_labels=labels, scale=2)
+    return rows, claims, plot.grid(np.concatenate(films), columns=len(films[0]), row_labels=labels,
+                                   scale=2)  # fmt: skip
 
 
 def repeats(w: World):
@@ -88,7 +89,8 @@ def repeats(w: World):
     claims = [claim("KID falls with K (App. A)", "kid", by, str(w.c.repeats[0]), most),
               claim("L2 rises with K (App. A)", "l2", by, most, str(w.c.repeats[0]))]  # fmt: skip
     labels = ["strokes", *(f"K = {r}" for r in w.c.repeats)]
-    return rows, claims, plot.grid(np.concatenate(films), columns=6, row_labels=labels, scale=2)
+    return rows, claims, plot.grid(np.concatenate(films), columns=len(films[0]), row_labels=labels,
+                                   scale=2)  # fmt: skip
 
 
 def proposition(w: World):
@@ -125,8 +127,9 @@ def bisection(w: World):
             films.append(images[:6])
     labels = ["strokes", *(f"L2 {r['target']:g}: {r['sde'].upper()}, t0 = {r['t0']:.2f}"
                            for r in rows)]  # fmt: skip
-    films = np.concatenate([guides[:6], *films])
-    return rows, [], plot.grid(films, columns=6, row_labels=labels, scale=2)
+    films = [guides[:6], *films]
+    return rows, [], plot.grid(np.concatenate(films), columns=len(films[0]), row_labels=labels,
+                               scale=2)  # fmt: skip
 
 
 def sigma_of(name: str, t0: float, steps: int) -> float:
@@ -182,8 +185,8 @@ class StudyConfig:
 
 def main(given: StudyConfig) -> None:
     c = defaults(given, **(QUICK if given.quick else FULL))
-    if not 2 <= c.num <= 512:
-        raise ValueError(f"num must be in 2..512, not {c.num}")
+    if not 6 <= c.num <= 512:  # the figures show six
+        raise ValueError(f"num must be in 6..512, not {c.num}")
     devices.start()
     world = open_world(c)
     command.check_out(c.out)
@@ -196,7 +199,8 @@ def main(given: StudyConfig) -> None:
     flags = [f"--{k}" + ("" if v is True else f" {text(v)}")
              for k, v in changed.items() if v != plain[k] and k not in ("out", "runs")]  # fmt: skip
     report = {
-        "command": " ".join(["python -m sdedit study", *flags]), "seed": c.seed, "n": rows[0].get("n", c.num),
+        "command": " ".join(["python -m sdedit study", *flags]), "seed": c.seed,
+        "n": rows[0].get("n", c.num),
         "steps": c.steps, "t0": c.t0, "weights": world.digest,
         "intervals": "95%: Wilson of shares, bootstrap of the rest; of differences Newcombe's",
         "features": metrics.SCENE_FEATURES, "rows": rows, "claims": claims,

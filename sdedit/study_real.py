@@ -84,4 +84,4 @@ def photos(w: World):
     rows, claims, films = swept(w, "photos", strokes(truth), others)
     labels = ["patch", "strokes", *(f"t0 {t0:g}" for t0 in T0S[1:])]
     shown = np.concatenate([truth[:8], *(film[:8] for film in films)])
-    return rows, claims, plot.grid(shown, columns=8, row_labels=labels, scale=2)
+    return rows, claims, plot.grid(shown, columns=len(truth[:8]), row_labels=labels, scale=2)

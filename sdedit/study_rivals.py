@@ -32,7 +32,7 @@ def stroke_paintings(w: World):
     claims = [claim(f"SDEdit is {word} than {rival} (Table 2)", metric, rows, rival, "SDEdit")
               for rival in w.inversions
               for metric, word in (("kid", "more realistic"), ("l2", "more faithful"))]  # fmt: skip
-    figure = plot.grid(np.concatenate(films), columns=SHOWN,
+    figure = plot.grid(np.concatenate(films), columns=len(films[0]),
                        row_labels=["picture", "strokes", *methods], scale=2)  # fmt: skip
     return [{"method": name, **row} for name, row in rows.items()], claims, figure
 
@@ -71,15 +71,15 @@ def compositing(w: World):
             "colour": metrics.proportion(colour, len(wanted)), "seconds": seconds,
         }  # fmt: skip
         films.append(images[:SHOWN])
-    against = [name for name in methods if name not in ("naive paste", "SDEdit")]
+    against = ["Poisson", "Laplacian pyramid", *w.inversions]  # the first keeps all, too
     claims = [
         claim("SDEdit keeps the object's colour more often than Poisson", "colour", rows,
               "SDEdit", "Poisson"),
         *(claim(f"SDEdit is more faithful than {rival} (Table 3)", "l2", rows, rival, "SDEdit")
           for rival in against),
         *(claim(f"{rival} changes what is kept, SDEdit does not (Table 3)", "kept_l2", rows, rival,
-                "SDEdit") for rival in against),
+                "SDEdit") for rival in against[1:]),
     ]  # fmt: skip
-    figure = plot.grid(np.concatenate(films), columns=SHOWN, row_labels=["background", *methods],
+    figure = plot.grid(np.concatenate(films), columns=len(films[0]), row_labels=["background", *methods],
                        scale=2)  # fmt: skip
     return [{"method": name, **row} for name, row in rows.items()], claims, figure

@@ -211,7 +211,7 @@ def test_every_part_of_the_study_writes_numbers_and_a_picture(
 ):
     monkeypatch.setattr(study_real, "T0S", (0, 0.2, 0.5, 1))
     monkeypatch.setattr(measure, "REAL", 16)
-    few = ["--num", "3", "--steps", "21", "--points", "3", "--colours", "3", "--repeats", "1",
+    few = ["--num", "6", "--steps", "21", "--points", "3", "--colours", "3", "--repeats", "1",
            "--targets", "15"]  # fmt: skip
     result = sdedit(capsys, "study", "--part", part, "--weights", room / "w.safetensors", "--out",
                     tmp_path, *few, *rivals)  # fmt: skip
@@ -220,9 +220,8 @@ def test_every_part_of_the_study_writes_numbers_and_a_picture(
     rows, (count, names) = report["rows"], STUDY[part]
     count -= 4 * (part in ("digits", "photos"))
     assert len(rows) == count and all(names <= set(row) for row in rows[1:])
-    assert (tmp_path / f"sdedit_{part}.webp").exists() and f"--part {part}" in report["command"] + (
-        " --part t0" * (part == "t0")
-    )
+    assert (tmp_path / f"sdedit_{part}.webp").exists()
+    assert part == "t0" or f"--part {part}" in report["command"]
     if part in ("t0", "digits", "photos"):
         assert [r["l2"]["value"] for r in rows if r.get("t0") == 0] == [0] * (1 + (part == "t0"))
     if part == "compositing":
