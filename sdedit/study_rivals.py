@@ -80,6 +80,6 @@ def compositing(w: World):
         *(claim(f"{rival} changes what is kept, SDEdit does not (Table 3)", "kept_l2", rows, rival,
                 "SDEdit") for rival in against[1:]),
     ]  # fmt: skip
-    figure = plot.grid(np.concatenate(films), columns=len(films[0]), row_labels=["background", *methods],
-                       scale=2)  # fmt: skip
+    labels = ["background", *methods]
+    figure = plot.grid(np.concatenate(films), columns=len(films[0]), row_labels=labels, scale=2)
     return [{"method": name, **row} for name, row in rows.items()], claims, figure
