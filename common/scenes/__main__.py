@@ -75,6 +75,7 @@ def _show(args) -> None:
     captions = [caption(scene, rng) for scene in scenes]
     image = sheet(render(scenes, args.size), captions)
     try:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
         image.save(args.out)
     except (OSError, ValueError) as error:
         raise WrongInput(f"cannot write {args.out}: {error}") from None
