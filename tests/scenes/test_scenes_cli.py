@@ -19,8 +19,8 @@ def few(monkeypatch, tmp_path):
     monkeypatch.setenv("GUIDEBOOK_DATA", str(tmp_path / "data"))
 
 
-def test_show_writes_a_sheet(tmp_path, capsys):
-    out = tmp_path / "sheet.png"
+def test_show_writes_a_sheet_and_makes_its_folder(tmp_path, capsys):
+    out = tmp_path / "new" / "sheet.png"
     assert main(["show", "--num", "10", "--size", "32", "--out", str(out)]) == 0
     assert Image.open(out).size == (8 * 140 + 12, 2 * 188 + 12)
     assert capsys.readouterr().out.count("\n") == 1
