@@ -73,7 +73,8 @@ def browser():
 
 
 def visit(browser, address, width=1280):
-    page = browser.new_page(viewport={"width": width, "height": 1000})
+    page = browser.new_page()
+    page.set_viewport_size({"width": width, "height": 1000})
     page.set_default_timeout(600_000)  # where others compute, too
     page.goto(address)
     page.get_by_role("tab").first.wait_for()
