@@ -76,7 +76,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(tmp_path, capsys, few):
         ["read", str(tmp_path / "text.png")],
         ["read", str(tmp_path / "tall.png")],
         ["read", str(tmp_path / "odd.png")],
-        ["show", "--num", "1", "--out", str(tmp_path / "no" / "x.png")],
+        ["show", "--num", "1", "--out", str(tmp_path / "text.png" / "x.png")],
         ["show", "--num", "1", "--out", str(tmp_path / "x.unknown")],
         ["show", "--seed", "-1"],
         ["export", "--out", str(tmp_path / "text.png")],
