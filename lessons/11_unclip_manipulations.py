@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 11 · Change what CLIP sees: unCLIP's manipulations
 #
-# **35 minutes** · any computer, a minute of its time · you need: lessons 03 and 10.
+# **35 minutes** · any computer, two minutes of its time · you need: lessons 03 and 10.
 #
 # After this you can take a picture apart into two latents, put it together again, and change one of
 # them: variations, blends, and edits by words. One formula does the turning:
