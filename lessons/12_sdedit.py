@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 12 · Pictures from strokes: SDEdit
 #
-# **30 minutes** · any computer, a minute of its time · you need: lessons 03 and 08.
+# **30 minutes** · any computer, two minutes of its time · you need: lessons 03 and 08.
 #
 # After this you can turn a daub into a picture and change a part of a photo, with a network that
 # was never trained for it, and choose the one number that matters. The whole trick is its start:
