@@ -21,7 +21,7 @@ from common.clip import ClipConfig, TextTower
 from common.guidance import Denoiser, classifier_free
 from common.nn import dense
 from common.pretrained import official
-from common.process import Prediction, eps_from_velocity
+from common.process import Prediction, eps_from_velocity, eps_from_x0
 from common.scenes.captions import VOCABULARY, canonical, claims
 from common.scenes.scene import COLOURS, SHAPES
 from common.schedule import Schedule, scaled_linear
@@ -50,7 +50,7 @@ class LdmConfig:
     T: int = 1000  # diffusion times
     beta_min: float = 8.5e-4  # sqrt(beta) rises linearly
     beta_max: float = 0.012
-    prediction: str = "eps"  # what the network predicts: "eps" (LDM) or "velocity"
+    prediction: str = "eps"  # what the network predicts: "eps" (LDM), "velocity" or "x0"
     condition: str = "text"  # "text", "class", "neighbours" (of CLIP) or "none"
     inputs: tuple[str, ...] = ()  # beside z_t: "masked" (inpainting), "low_res", "semantic"
     unet: UNetConfig = STABLE
@@ -214,6 +214,8 @@ def predict(config: LdmConfig, output: jax.Array, z: jax.Array, t: jax.Array) ->
     """Network output -> Prediction(eps): the one border where its meaning is known."""
     if config.prediction == "velocity":
         output = eps_from_velocity(make_schedule(config), z, t, output)
+    elif config.prediction == "x0":
+        output = eps_from_x0(make_schedule(config), z, t, output)
     return Prediction(output)
 
 
