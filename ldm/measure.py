@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from common import data, metrics
-from common.scenes.captions import caption
+from common.scenes.captions import caption, claims
 from common.scenes.check import accuracy
 from common.scenes.reader import read
 from ldm.autoencoder import AutoencoderConfig, code_numbers, reconstruct
@@ -64,15 +64,18 @@ def asked(config, num: int, seed: int) -> tuple[list[str], np.ndarray, np.ndarra
 def quality(config, params: dict, num: int, guidance_scale: float, **options) -> dict:
     """Pictures of `num` test captions: FD-scenes to real ones, and what the reader finds right.
 
-    ceiling: the same of the captions' own pictures, encoded and decoded. options: sample.draw's.
+    one_object: of captions of one object alone; ceiling: of the captions' own pictures, encoded and
+    decoded. options: sample.draw's.
     """
     texts, real, own = asked(config, num, options.get("seed", 0))
     prompts = texts if config.condition != "none" else [""] * len(texts)
     images = draw(config, params, prompts, guidance_scale=guidance_scale, progress=True, **options)
     features = map(metrics.scene_features, (real, images))
     back = reconstruct(config.first_stage, params["first_stage"], own)
+    alone = [i for i, text in enumerate(texts) if len(claims(text)["objects"]) == 1]
     return {"n": len(images), "fd": metrics.frechet_distance(*features),
             **metrics.caption_accuracy(texts, images),
+            "one_object": metrics.caption_accuracy([texts[i] for i in alone], images[alone]),
             "ceiling": metrics.caption_accuracy(texts, back)}  # fmt: skip
 
 
