@@ -19,6 +19,7 @@ from typing import Literal
 import numpy as np
 
 from common import command, data, devices, metrics, plot
+from common.scenes.captions import EXAMPLES
 from common.scenes.reader import read
 from ldm import autoencoder, train, train_autoencoder
 from ldm.measure import about, asked, fidelity, per_second, quality, reconstruction
@@ -111,13 +112,13 @@ def trained(c: StudyConfig, f: int, steps: int, preset: str = "", **options) -> 
 
 def guidance(c: StudyConfig):
     config, params, metadata = load(c.weights)
-    of, rows = about(config.first_stage, metadata), []
+    of, rows, shown = about(config.first_stage, metadata), [], []
     for scale in SCALES:
         found = quality(config, params, c.num, scale, **c.drawing)
         rows.append({"guidance_scale": scale, **of, **found})
-    series = {"shapes and colours": (list(SCALES), *_points(rows))}
-    return rows, plot.curve(series, xlabel="guidance scale", ylabel="shapes and colours right",
-                            title="Latent diffusion, guided")  # fmt: skip
+        shown.append(draw(config, params, EXAMPLES, guidance_scale=scale, **c.drawing))
+    labels = [f"guidance {scale}" for scale in SCALES]
+    return rows, plot.grid(np.concatenate(shown), row_labels=labels, column_labels=EXAMPLES)
 
 
 def factors(c: StudyConfig):
