@@ -67,8 +67,8 @@ def make_loss(config: SdeditConfig, drop: float) -> train.LossFn:
         x, t, eps = train.noise_batch(schedule, x0, noise_keys)
         cond = {"tokens": tokens} if config.text else {}
         output = Network(config).apply({"params": params}, x, t, cond)
-        target = velocity(schedule, x0, t, eps) if config.prediction == "velocity" else eps
-        return jnp.square(output - target).mean()
+        targets = {"eps": eps, "velocity": velocity(schedule, x0, t, eps), "x0": x0}
+        return jnp.square(output - targets[config.prediction]).mean()
 
     return loss_fn
 
