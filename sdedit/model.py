@@ -87,9 +87,7 @@ TINY = replace(
 )
 
 # Real pictures have no captions here: digits of 8 px, patches of photographs of 32.
-DIGITS = replace(
-    TINY, size=8, text=None, unet=replace(TINY.unet, context=None, width=32, patch=1)
-)
+DIGITS = replace(TINY, size=8, text=None, unet=replace(TINY.unet, context=None, width=32, patch=1))
 # Of photographs, whose every pixel differs, a short training of velocities leaves grain; x0 blurs.
 PHOTOS = replace(
     DIGITS,

@@ -74,7 +74,9 @@ def as_a_student(monkeypatch):
     for name, value in STUDENT.items():
         monkeypatch.setenv(name, value)
     before = jax.config.jax_disable_most_optimizations
-    jax.config.update("jax_disable_most_optimizations", False)  # lessons draw more than they compile
+    jax.config.update(
+        "jax_disable_most_optimizations", False
+    )  # lessons draw more than they compile
     with jax.numpy_rank_promotion("allow"), jax.debug_key_reuse(False):
         yield
     jax.config.update("jax_disable_most_optimizations", before)
