@@ -209,9 +209,13 @@ PARTS: dict[str, Callable] = {
 }  # fmt: skip
 
 
+WITH_AR = ("systems", "reranking")  # the parts that need the prior that is not shipped
+
+
 def open_world(c: StudyConfig) -> World:
     config, params, metadata, clip = load_all(c)
-    priors = {k: load_prior(k, p, clip) for k, p in (("diffusion", c.prior), ("ar", c.ar_prior))}
+    paths = {"diffusion": c.prior} | ({"ar": c.ar_prior} if c.part in WITH_AR else {})
+    priors = {kind: load_prior(kind, path, clip) for kind, path in paths.items()}
     text_decoder = load(c.text_decoder)[:2] if c.text_decoder else None
     scenes = data.load("scenes", "test", size=config.size)
     return World(config, params, metadata["digest"], clip, priors, glide.load(c.glide)[:2],
