@@ -28,6 +28,7 @@ from ldm.sample import SHIPPED, SOLVERS, draw
 from ldm.upscale import shrink, upscale
 
 SCALES = (0, 1, 2, 3, 5, 8)
+SHOWN = (0, 2, 8)  # none, enough, too much
 STEPS = (5, 10, 25, 50)
 QUICK = {"num": 96, "autoencoder_steps": 250, "latent_steps": 300, "examples": 4_000}
 
@@ -116,9 +117,11 @@ def guidance(c: StudyConfig):
     for scale in SCALES:
         found = quality(config, params, c.num, scale, **c.drawing)
         rows.append({"guidance_scale": scale, **of, **found})
-        shown.append(draw(config, params, EXAMPLES, guidance_scale=scale, **c.drawing))
-    labels = [f"guidance {scale}" for scale in SCALES]
-    return rows, plot.grid(np.concatenate(shown), row_labels=labels, column_labels=EXAMPLES)
+        if scale in SHOWN:
+            shown.append(draw(config, params, EXAMPLES, guidance_scale=scale, **c.drawing))
+    labels = [f"guidance {scale}" for scale in SHOWN]
+    figure = plot.grid(np.concatenate(shown), row_labels=labels, column_labels=EXAMPLES, scale=1)
+    return rows, figure
 
 
 def factors(c: StudyConfig):

@@ -5,7 +5,8 @@
 #
 # After this you can read every training loop of this book: you will have written one that is pure,
 # takes its randomness as an argument, and runs hundreds of steps in one compiled call. Everything
-# here serves one line: $$\theta' = \theta - \eta\,\nabla_\theta L(\theta)$$
+# here serves one line, new parameters from old ones, with a rate $\eta$ and the gradient of a loss:
+# $$\theta' = \theta - \eta\,\nabla_\theta L(\theta)$$
 
 # %%
 import os
@@ -26,14 +27,13 @@ print("jax", jax.__version__, "on", jax.devices())
 
 # %% [markdown]
 # ## The idea
-#
 # In NumPy a function is something you *call*. In JAX it is also something you *transform*:
 # `jax.grad(f)` is its derivative, `jax.vmap(f)` runs it on a batch, `jax.jit(f)` compiles it.
 # The price is that `f` must be **pure**. Whatever it needs comes in through its arguments, whatever
-# it makes goes out through `return`; nothing is kept in a hidden place.
+# it makes goes out through `return`; nothing is kept in a hidden place. `jnp` is NumPy again, but
+# its arrays never change: for `x[0] = 1` write `x = x.at[0].set(1)`, which makes a new one.
 #
 # ## The obvious thing, and why it falls short
-#
 # A noisy function as you would write it in NumPy, compiled. Call it twice.
 
 
@@ -50,16 +50,15 @@ assert jnp.array_equal(first, second)  # the "random" numbers are frozen
 # `jit` runs your Python **once**, writes down the array operations it sees, and replays those.
 # `np.random` ran during that one visit, so its numbers became constants. Hence **keys**: a key is a
 # small value that you pass in, and the same key gives the same numbers. Never draw from one key
-# twice; make new keys from it with `split` or `fold_in`.
+# twice; make new keys: `split(key, n)` gives n of them, `fold_in(key, i)` makes number i.
 
 # %%
 key = jax.random.key(0)
 data_key, model_key, noise_key = jax.random.split(key, 3)  # three unrelated keys
-print(jax.random.normal(noise_key, (3,)), jax.random.fold_in(noise_key, 7))  # for, say, step 7
+print(jax.random.normal(noise_key, (3,)), jax.random.fold_in(noise_key, 7))  # a key, say for step 7
 
 # %% [markdown]
 # ## Predict, then run
-#
 # Two machines share a batch of 4 points, 2 each. Both hold the same `key`, and draw noise for their
 # half with `jax.random.normal(key, (2, 2))`. Stack the halves. Do you get **A** the (4, 2) noise of
 # a single machine · **B** rows 3 and 4 that repeat rows 1 and 2 · **C** something different at each
@@ -78,11 +77,11 @@ assert jnp.array_equal(mine, yours)
 # </details>
 #
 # ### Exercise 1 · noise with one key per row (5 minutes)
-#
 # `vmap`: write it for one, run it on many. `jax.vmap(jax.random.fold_in, (None, 0))(key, rows)`
-# makes many keys of one: `key` is shared (`None`), the numbers `rows` have a batch axis (`0`).
+# makes many keys: `key` is shared (`None`), the array `rows` has a batch axis (`0`, the default).
 #
-# <details><summary>Hint</summary>A second `vmap`, over the keys, draws a row for each.</details>
+# <details><summary>Hint</summary>`rows` is `jnp.arange(B)`. A second `vmap`, over the keys, draws a
+# row for each: its function has one argument, the key.</details>
 
 
 # %% tags=["exercise"]
@@ -98,19 +97,20 @@ def noise_like(key, x):
 # %% tags=["check"]
 x = jnp.zeros((4, 3, 2))
 got = noise_like(key, x)
-assert got is not None, "nothing came back: the noise must go out through `return`"
+assert hasattr(got, "shape"), f"{type(got).__name__} came back, no array: `return` all rows as one"
 assert got.shape == x.shape, f"shape {got.shape}, not {x.shape}: draw x.shape[1:] for each row"
 assert not jnp.array_equal(got[0], got[1]), "rows 0 and 1 are equal: did each row get its own key?"
+assert jnp.array_equal(got, noise_like(key, x)), "same key, other numbers: draw with jax.random"
 whole = jnp.array_equal(got, jax.random.normal(key, x.shape))
 assert not whole, "one key drew the whole batch: fold the row's number into the key first"
 close = jnp.allclose(got, sampler.noise_like(key, x), atol=1e-6)
-assert close, "other numbers: use fold_in(key, i) for row i, i from 0, and draw from a normal"
+assert close, "other numbers: draw row i from a normal with its own key, fold_in(key, i), i from 0"
 
 # %% [markdown]
 # ## Pytrees: parameters are nested dictionaries
-#
 # Points on a disc, and on a ring around it: a small network shall tell which. Its parameters are a
-# dictionary of arrays, a **pytree**; `jax.tree.map` does arithmetic on all its leaves at once.
+# **pytree**: arrays, its leaves, in nested dictionaries. `jax.tree.map(f, a, b)` is a pytree too:
+# `f` of each leaf of `a` and the leaf of `b` in the same place.
 
 # %%
 n = 256
@@ -123,16 +123,16 @@ params = {"hidden": {"w": w[:2], "b": jnp.zeros(32)}, "out": {"w": 0.1 * w[2], "
 
 
 def predict(params, x):
-    """One point (2,) -> one number, positive for "on the ring"."""
+    """One point (2,) -> one number, its logit: positive for "on the ring"."""
     hidden = jnp.tanh(x @ params["hidden"]["w"] + params["hidden"]["b"])
     return hidden @ params["out"]["w"] + params["out"]["b"]
 
 
 def loss_fn(params, batch, keys):
-    """Mean cross-entropy; each point is shaken a little, with its own key."""
+    """Mean cross-entropy: small if signs are right. Each point is shaken a little, by its key."""
     shaken = batch["x"] + 0.1 * jax.vmap(lambda key: jax.random.normal(key, (2,)))(keys)
     logit = jax.vmap(predict, (None, 0))(params, shaken)
-    return jax.nn.softplus((1 - 2 * batch["y"]) * logit).mean()
+    return jax.nn.softplus((1 - 2 * batch["y"]) * logit).mean()  # softplus(z) is log(1 + e^z)
 
 
 keys = train.example_keys(noise_key, 0, n)  # exercise 1's keys, for step 0
@@ -141,9 +141,9 @@ print(f"loss {loss:.3f}, gradient shapes {jax.tree.map(jnp.shape, grads)}")
 
 # %% [markdown]
 # ### Exercise 2 · one pure step (8 minutes)
-#
-# The line at the top: $\theta' = \theta - \eta\,\nabla_\theta L(\theta)$. The check compares with
-# `common.train.make_train_step`, which trains everything in this book.
+# The line at the top: `params` is $\theta$, `loss_fn` is $L$, `rate` is $\eta$. `value_and_grad`
+# takes the gradient by the first argument. The check compares with `common.train.make_train_step`,
+# which trains everything in this book.
 
 
 # %% tags=["exercise"]
@@ -157,7 +157,7 @@ def sgd_step(params, batch, keys, rate):
 
 
 # %% tags=["check"]
-rate, tx = 0.5, optax.sgd(0.5)
+rate, tx = 0.5, optax.sgd(0.5)  # optax has the optimizers; sgd is the line at the top
 step = train.make_train_step(loss_fn, tx)  # step(state, batch, keys) -> (state, metrics)
 start = train.init_state(lambda key: params, tx, key)  # params, optimizer state, step number
 wanted, metrics = step(start, batch, keys)
@@ -165,21 +165,21 @@ same = jax.jit(lambda *trees: jnp.array(jax.tree.leaves(jax.tree.map(jnp.allclos
 out = sgd_step(given := jax.tree.map(jnp.copy, params), batch, keys, rate)
 assert isinstance(out, tuple) and len(out) == 2, "return two things: new params, and the loss"
 assert same(given, params), "you changed the params that you were given: make new ones instead"
+assert jax.tree.structure(out[0]) == jax.tree.structure(params), "first the params, like the old"
 up = jax.tree.map(lambda p, g: p + rate * g, params, grads)
-down = jax.tree.map(lambda p, g: p - rate * g, params, grads)
 assert not same(out[0], up), "that walks uphill: the loss falls *against* the gradient"
-assert same(out[0], down) and same(out[0], wanted.params), "not params - rate * gradient"
+assert same(out[0], wanted.params), "not p - rate * g in every leaf (p -= ... changes no array)"
 assert jnp.allclose(out[1], metrics["loss"]), "return the loss of the params you were given"
+assert sgd_step(out[0], batch, keys, rate)[1] < out[1], "loss ignores params: is it from above?"
 
 # %% [markdown]
 # ## `scan`: the loop inside the compiled program
-#
-# `jax.lax.scan(body, carry, xs)` calls `carry, y = body(carry, x)` for every `x` and returns the
-# last carry and all the `y`, stacked. One call, no Python between the steps.
+# `jax.lax.scan(body, carry, xs)` calls `carry, y = body(carry, x)` for every `x` of the array `xs`
+# and returns the last carry and all the `y`, stacked. One call, no Python between the steps.
 #
 # ### Exercise 3 · the training loop (8 minutes)
-#
-# Use `step(state, batch, keys)` from above and, at step i, `train.example_keys(key, i, n)`.
+# At step i, use `step(state, batch, keys)` from above with `train.example_keys(key, i, n)`. `step`
+# returns (state, metrics): state holds params and step number, and `metrics["loss"]` is the loss.
 
 
 # %% tags=["exercise"]
@@ -198,15 +198,16 @@ for i in range(3):  # the same three steps, as a loop in Python
     wanted, metrics = step(wanted, batch, train.example_keys(noise_key, i, n))
     losses.append(metrics["loss"])
 out = run(start, batch, noise_key, 3)
-assert isinstance(out, tuple) and len(out) == 2, "return what scan returns: last state and losses"
+assert isinstance(out, tuple) and hasattr(out[0], "step"), "return the last state and the losses"
 assert int(out[0].step) == 3, f"{out[0].step} steps taken, not 3: is the state the carry?"
-assert jnp.shape(out[1]) == (3,), "the losses must be (3,): of the metrics, return the loss"
+assert getattr(out[1], "shape", 0) == (3,), "not an array (3,): of the metrics, return the loss"
 assert jnp.allclose(out[1][0], losses[0], atol=1e-5), "step 0 differs: its keys are those of i = 0"
-assert jnp.allclose(out[1], jnp.array(losses), atol=1e-5), "later steps differ: keys of their own?"
+assert jnp.allclose(out[1], jnp.array(losses), atol=1e-5), "later steps differ: own keys for each?"
+program = str(jax.make_jaxpr(run, static_argnums=3)(start, batch, noise_key, 3))
+assert "scan[" in program, "right, but the loop is Python's: let jax.lax.scan make the steps"
 
 # %% [markdown]
 # ## What you should see
-#
 # The loss falls from 0.7 to below 0.1. The network bends the black line into a ring, and 19 points
 # in 20, or more, lie on their side of it.
 
@@ -224,11 +225,11 @@ plt.contour(line, line, logit, [0], colors="black")
 plt.scatter(*batch["x"].T, c=on_ring, cmap="coolwarm", s=16, edgecolors="white", linewidths=0.5)
 plt.show()
 assert metrics["loss"][-1] < (0.15 if QUICK else 0.1) and right.mean() > 0.95
+# This one a notebook shows, as its last line; a script draws it and shows nothing.
 plot.curve({"loss": (jnp.arange(steps), metrics["loss"])}, xlabel="step", ylabel="loss")
 
 # %% [markdown]
 # ## Break it
-#
 # Keep a diary inside a compiled function. Three calls give **one** entry, and it is no number: it
 # is a *tracer*, the stand-in with which JAX visited your code.
 
@@ -241,7 +242,6 @@ assert len(diary) == 1 and not isinstance(diary[0], float)
 
 # %% [markdown]
 # ## Summary
-#
 # - From inside you now know `train.make_train_step`, `train.example_keys`, `sampler.noise_like`.
 # - `jit` visits your code once: what is not an argument is frozen, what is not returned is lost.
 # - Read: Frostig et al. 2018, *Compiling machine learning programs via high-level tracing*.

@@ -28,7 +28,6 @@ print("jax", jax.__version__, "on", jax.devices())
 
 # %% [markdown]
 # ## The idea
-#
 # To learn to make pictures, first learn how they come apart. Mix the data `x0` with noise `eps`, a
 # little more at each time `t = 1..T`, until at `t = T` only noise is left. Two tables say how much
 # of each: `signal` falls from 1 to 0, `noise` rises from 0 to 1. What is destroyed step by step can
@@ -38,18 +37,17 @@ print("jax", jax.__version__, "on", jax.devices())
 # every density is known exactly. The same line destroys a picture:
 
 # %%
-linear = schedule.linear(T=1000)  # Ho et al. 2020
+linear = schedule.linear(T=1000)  # a Schedule: the tables .signal and .noise; Ho et al. 2020
 keys = jax.random.split(jax.random.key(0), 6)  # one for each cell that draws
 drawing = scene.draw_scene(np.random.default_rng(4))
 picture = jnp.asarray(plot.from_uint8(render.render([drawing], 64)))  # (1, 64, 64, 3) in [-1, 1]
 times = np.array([0, 50, 150, 300, 500, 1000])
 eps = jax.random.normal(keys[0], picture.shape)
 frames = [linear.add_noise(picture, jnp.array([t]), eps) for t in times]
-plot.strip(jnp.concatenate(frames), [f"t = {t}" for t in times])
+plot.strip(jnp.concatenate(frames), [f"t = {t}" for t in times])  # shown by a notebook only
 
 # %% [markdown]
 # ## The obvious thing, and why it falls short
-#
 # The definition goes step by step: $x_t = \sqrt{1 - \beta_t}\,x_{t-1} + \sqrt{\beta_t}\,z$ with
 # fresh noise $z$ and a small $\beta_t$. So walk.
 
@@ -73,15 +71,14 @@ print("spread after 300 steps", x.std(0), " after one jump", jump.std(0))
 assert jnp.allclose(x.std(0), jump.std(0), atol=0.06)
 
 # %% [markdown]
-# It works, but takes 300 draws to make one training example. A sum of Gaussians is a Gaussian, so
-# all the steps collapse into one: the signal is the *product* of all the shrinkings, and the noise
-# fills up what is missing,
+# It works, but takes 300 draws to make one training example. A sum of Gaussians is a Gaussian, and
+# the variances add up. So all the steps collapse into one: the signal is the *product* of all the
+# shrinkings. Each step's squares add to $(1 - \beta_t) + \beta_t = 1$, and so do those of them all:
 #
-# $$\text{signal}_t = \sqrt{\textstyle\prod_{i \le t} (1 - \beta_i)}, \qquad
-# \text{noise}_t = \sqrt{1 - \text{signal}_t^2}$$
+# $$\text{signal}_t = \sqrt{\bar\alpha_t}, \qquad \text{noise}_t = \sqrt{1 - \bar\alpha_t}, \qquad
+# \bar\alpha_t = \textstyle\prod_{i \le t} (1 - \beta_i)$$
 #
 # ### Exercise 1 · the tables (5 minutes)
-#
 # Give them T + 1 entries, with `t = 0` for the clean end: signal 1, noise 0.
 #
 # <details><summary>Hint</summary>`np.cumprod`, and `np.concatenate` with `[1.0]`.</details>
@@ -99,21 +96,24 @@ def tables(betas):
 
 
 # %% tags=["check"]
-signal, noise = map(np.asarray, tables(betas))
-assert signal.shape == (1001,), f"shape {signal.shape}, not (1001,): is t = 0 in the table?"
-assert signal[0] == 1 and noise[0] == 0, "t = 0 is clean: signal 1, noise 0. Is it at the front?"
+out = tables(betas)
+assert out is not None and len(out) == 2, "return two tables, signal and noise"
+signal, noise = map(np.asarray, out)
+shapes = signal.shape, noise.shape
+assert shapes == ((1001,),) * 2, f"shapes {shapes}, not (1001,) twice: is t = 0 in both tables?"
+assert signal[0] == 1 and noise[0] == 0, "in front is t = 0, clean: signal (first table) 1, noise 0"
 assert np.isfinite(signal).all() and signal.min() > 0, "the shrinkings multiply: a product, no sum"
 square = np.allclose(signal, linear.signal**2, atol=1e-5)
 assert not square, "this is alpha_bar: noise *variances* add up, so take the square root"
 assert np.allclose(signal**2 + noise**2, 1, atol=1e-6), "signal^2 + noise^2 must be 1 at every t"
-assert np.allclose(signal, linear.signal, atol=1e-5), "signal_t is the product over i <= t"
+assert np.allclose(signal, linear.signal, atol=1e-5), "signal_t^2 multiplies 1 - beta_i, i = 1..t"
 
 # %% [markdown]
 # ### Exercise 2 · the jump (5 minutes)
-#
 # Every row has its own `t`. Write it for points (B, 2) and pictures (B, H, W, C) alike.
 #
-# <details><summary>Hint</summary>`signal[t]` is (B,): reshape it to (B, 1, ..., 1).</details>
+# <details><summary>Hint</summary>`signal[t]` is (B,): reshape it to (B, 1, ..., 1), with
+# `x0.ndim` axes in all.</details>
 
 
 # %% tags=["exercise"]
@@ -130,18 +130,21 @@ def add_noise(signal, noise, x0, t, eps):
 # %% tags=["check"]
 ones, zeros, t = jnp.ones((2, 2)), jnp.zeros((2, 2)), jnp.array([1, 1000])
 got = add_noise(linear.signal, linear.noise, ones, t, zeros)
+assert hasattr(got, "shape"), f"{type(got).__name__} came back: `return` one array"
 assert got.shape == (2, 2), f"shape {got.shape}, not (2, 2): t must be (B, 1) beside points (B, 2)"
-assert got[0, 0] == got[0, 1], "t ran along the columns: reshape signal[t] from (B,) to (B, 1)"
-assert jnp.allclose(got[:, 0], linear.signal[t]), "with eps = 0, row i must be signal[t_i] * x0"
+columns = jnp.allclose(got, jnp.broadcast_to(linear.signal[t], (2, 2)))
+assert not columns, "t ran along the columns: reshape signal[t] from (B,) to (B, 1)"
+assert jnp.allclose(got, linear.signal[t][:, None]), "with eps = 0, row i must be signal[t_i] * x0"
 got = add_noise(linear.signal, linear.noise, zeros, t, ones)
-assert jnp.allclose(got[:, 0], linear.noise[t]), "with x0 = 0, row i must be noise[t_i] * eps"
-pictures = jax.random.normal(keys[4], (2, 4, 4, 3))
+assert jnp.allclose(got, linear.noise[t][:, None]), "with x0 = 0, row i must be noise[t_i] * eps"
+pictures = jax.random.normal(keys[4], (2, 2, 2, 3))
 got = add_noise(linear.signal, linear.noise, pictures, t, pictures)
-assert jnp.allclose(got, linear.add_noise(pictures, t, pictures), atol=1e-5), "wrong for pictures"
+wanted = linear.add_noise(pictures, t, pictures)
+alike = got.shape == wanted.shape and jnp.allclose(got, wanted, atol=1e-5)
+assert alike, "right for points, wrong for pictures, where signal[t] must be (B, 1, 1, 1)"
 
 # %% [markdown]
 # ## Predict, then run
-#
 # Our two bumps stand at ±2 and are 0.3 wide. As `t` grows they move together and widen. From which
 # `t` on does the density have **one** peak?
 #
@@ -150,11 +153,12 @@ assert jnp.allclose(got, linear.add_noise(pictures, t, pictures), atol=1e-5), "w
 # %%
 line = jnp.linspace(-3.2, 3.2, 161)
 along = jnp.stack([line, jnp.zeros_like(line)], axis=1)  # points on the x axis
-times = [20, 200, 350, 395, 1000]
-figure, axes = plt.subplots(2, 5, figsize=(11, 3.6), sharex=True)
+times = [50, 350, 400, 800, 1000]
+figure, axes = plt.subplots(2, 5, figsize=(11, 3.6), sharex=True, layout="constrained")
 for t, (top, bottom) in zip(times, axes.T, strict=True):
     x_t = linear.add_noise(x0, jnp.full(2000, t), z)  # the same noise, more and more of it
     top.scatter(*x_t[:600].T, c=label[:600], cmap="coolwarm", s=3, alpha=0.6)
+    # NULL in place of a label: both bumps together.
     log_density = mixture.log_density(linear, along, jnp.full(161, t), jnp.full(161, NULL))
     bottom.fill_between(line, jnp.exp(log_density), color="slategrey", alpha=0.5)
     top.set(title=f"t = {t}", aspect="equal", xlim=(-3.2, 3.2), ylim=(-2.6, 2.6), yticks=[])
@@ -164,13 +168,14 @@ plt.show()
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# **B.** Equal bumps at $\pm c$ of width $w$ merge when $c = w$. Here $c = \text{signal}_t m$ and
-# $w^2 = \text{signal}_t^2\,\text{std}^2 + \text{noise}_t^2$, so they merge at the first $t$ with
+# **B.** Equal bumps at $\pm c$ of width $w$ merge when $c = w$: in the middle the second derivative
+# of their sum has the sign of $c^2 - w^2$, a valley above 0, a peak below. Here $c$ is
+# $\text{signal}_t m$, $w^2$ is $\text{signal}_t^2\,\text{std}^2 + \text{noise}_t^2$: merged when
 #
 # $$\text{noise}_t / \text{signal}_t \ge \sqrt{m^2 - \text{std}^2}$$
 #
-# Only the ratio `sigma` = noise / signal counts. A sampler, which comes from the right, must choose
-# its bump around this `t`: coarse things are decided at large `t`, details at small `t`.
+# Only the ratio `sigma` = noise / signal counts. A sampler (lesson 03) walks back from noise and
+# must choose its bump around this `t`: coarse things are decided at large `t`, details at small.
 # </details>
 #
 # ### Exercise 3 · when do they merge? (5 minutes)
@@ -178,7 +183,10 @@ plt.show()
 
 # %% tags=["exercise"]
 def merge_time(table, m, std):
-    """The first t at which bumps at -m and m, of width std, make one peak; table a Schedule."""
+    """The first t, one int, at which bumps at -m and m, of width std, make one peak.
+
+    table: a Schedule, such as `linear`; table.signal and table.noise are (T + 1,).
+    """
     # BEGIN SOLUTION
     sigma = table.noise / table.signal
     merged = sigma >= np.sqrt(m**2 - std**2)
@@ -193,19 +201,20 @@ def curvature(table, t):
     def log_density(x):
         return mixture.log_density(table, x[None], jnp.array([t]), jnp.array([NULL]))[0]
 
-    return jax.hessian(log_density)(jnp.zeros(2))[0, 0]
+    return jax.hessian(log_density)(jnp.zeros(2))[0, 0]  # second derivative along x
 
 
 for name, table in {"linear": linear, "cosine": schedule.cosine()}.items():
     t = merge_time(table, m, std)
-    assert 0 < t < 1000, f"{name}: t = {t}? argmax finds the first True: is there one?"
+    assert np.ndim(t) == 0 and t in range(1001), f"{name}: no whole number 0..1000: {str(t)[:40]}"
+    t = int(t)
+    assert 0 < t < 1000, f"{name}: t = {t}? argmax finds the first True: is it at 0, or nowhere?"
     assert curvature(table, t) <= 0, f"{name}: still two peaks at t = {t}: too early"
     assert curvature(table, t - 1) > 0, f"{name}: one peak already before t = {t}: too late"
     print(f"{name}: one peak from t = {t}, noise {table.noise[t]:.3f}")
 
 # %% [markdown]
 # ## What you should see
-#
 # At `t = T` hardly anything is left: mean 0, spread 1, and less than 1 / 150 of `x0`. In the log of
 # the signal-to-noise ratio every schedule is a path from clean to noise; they differ in where they
 # spend their steps.
@@ -221,7 +230,6 @@ plot.curve(ratio, xlabel="t", ylabel="log10 (signal / noise)^2")
 
 # %% [markdown]
 # ## Break it
-#
 # Forget to scale pictures to [-1, 1] and noise them as 0..255. The schedule still ends at
 # signal 0.006, but 0.006 of 255 is not small. `x_T` remembers how bright the picture was, and a
 # sampler that starts from pure noise starts where no training example ever was.
@@ -234,7 +242,6 @@ assert x_T.mean() > 0.2 and abs(eps.mean()) < 0.03
 
 # %% [markdown]
 # ## Summary
-#
 # - From inside you now know `schedule.linear` and `Schedule.add_noise`; all training starts there.
 # - Only sigma = noise / signal decides what can still be seen. Coarse structure dies last.
 # - Read: Ho, Jain & Abbeel 2020, section 2; Nichol & Dhariwal 2021, section 3.2 (the cosine).
