@@ -154,7 +154,7 @@ assert alike, "right for points, wrong for pictures, where signal[t] must be (B,
 line = jnp.linspace(-3.2, 3.2, 161)
 along = jnp.stack([line, jnp.zeros_like(line)], axis=1)  # points on the x axis
 times = [50, 350, 400, 800, 1000]
-figure, axes = plt.subplots(2, 5, figsize=(11, 3.6), sharex=True, layout="constrained")
+figure, axes = plt.subplots(2, 5, figsize=(11, 4.4), sharex=True, layout="constrained")
 for t, (top, bottom) in zip(times, axes.T, strict=True):
     x_t = linear.add_noise(x0, jnp.full(2000, t), z)  # the same noise, more and more of it
     top.scatter(*x_t[:600].T, c=label[:600], cmap="coolwarm", s=3, alpha=0.6)
