@@ -24,6 +24,7 @@ LESSONS = build.sources()
 STEMS = [p.stem for p in LESSONS]
 # A student's jax: ours in conftest.py is stricter, and would raise where a check should explain.
 STUDENT = {"JAX_PLATFORMS": "cpu", "JAX_NUMPY_RANK_PROMOTION": "allow", "QUICK": "1"}
+HASTY = "jax_disable_most_optimizations"  # on in the other tests
 COLAB = "# Only Colab needs this cell", "[![Open in Colab]"
 DEVICES = "--xla_force_host_platform_device_count"
 STUDENT |= {"MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT)}
@@ -73,13 +74,10 @@ def as_a_student(monkeypatch):
     """No display, short runs, and jax as it comes."""
     for name, value in STUDENT.items():
         monkeypatch.setenv(name, value)
-    before = jax.config.jax_disable_most_optimizations
-    jax.config.update(
-        "jax_disable_most_optimizations", False
-    )  # lessons draw more than they compile
     with jax.numpy_rank_promotion("allow"), jax.debug_key_reuse(False):
+        jax.config.update(HASTY, False)  # lessons draw more than they compile
         yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update(HASTY, os.environ.get(HASTY.upper()) == "1")
     import matplotlib.pyplot as plt
 
     plt.close("all")
