@@ -100,7 +100,7 @@ PAPER_UPSAMPLER = replace(
 PAPER_UPSAMPLER_INPAINT = replace(PAPER_UPSAMPLER, inputs=("known", "low_res"))
 
 # Paper: small differs in scale, in predicting velocity instead of eps, in the space-to-depth stem
-# (both learn faster in the minutes a CPU gives), and in dropping captions from the first step.
+# (a step of half the time; README.md has a race), and in dropping captions from the first step.
 SMALL = GlideConfig(
     size=32,
     prediction="velocity",

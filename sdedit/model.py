@@ -70,7 +70,7 @@ PAPER = SdeditConfig()
 
 # Paper: small differs in scale, in captions (dropped half of the time: without one it is the
 # paper's unconditional model), in the cosine schedule (fewer times are spent where a small picture
-# has long drowned), in velocity and the space-to-depth stem (they learn faster on a CPU).
+# has long drowned), in velocity and the space-to-depth stem (steps of half the time).
 SMALL = SdeditConfig(
     size=32,
     schedule="cosine",
