@@ -49,6 +49,22 @@ def eps_from_velocity(
     return signal * velocity + noise * x
 
 
+def target(
+    predicts: str, schedule: Schedule, x0: jax.Array, t: jax.Array, eps: jax.Array
+) -> jax.Array:
+    """What a network learns that predicts "eps", "velocity" or "x0"."""
+    return {"eps": eps, "velocity": velocity(schedule, x0, t, eps), "x0": x0}[predicts]
+
+
+def eps_from(
+    predicts: str, schedule: Schedule, x: jax.Array, t: jax.Array, output: jax.Array
+) -> jax.Array:
+    """eps, from the output of a network that predicts "eps", "velocity" or "x0"."""
+    if predicts == "velocity":
+        return eps_from_velocity(schedule, x, t, output)
+    return eps_from_x0(schedule, x, t, output) if predicts == "x0" else output
+
+
 def score_from_eps(schedule: Schedule, t: jax.Array, eps: jax.Array) -> jax.Array:
     """score = grad_x log p(x_t) = -eps / noise_t, for t >= 1 (Song et al. 2021)."""
     return -eps / schedule.at(t, eps.ndim)[1]

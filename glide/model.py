@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from common import checkpoint, schedule
 from common.guidance import Denoiser
-from common.process import Prediction, eps_from_velocity, eps_from_x0
+from common.process import Prediction, eps_from
 from common.scenes.captions import VOCABULARY
 from common.schedule import Schedule
 from common.text import TextConfig, TextEncoder, WordTokenizer
@@ -191,11 +191,7 @@ def for_inpainting(config: GlideConfig, params: dict) -> tuple[GlideConfig, dict
 def predict(config: GlideConfig, output: jax.Array, x: jax.Array, t: jax.Array) -> Prediction:
     """Network output (B, H, W, 6) -> Prediction: the one border where its meaning is known."""
     value, v = jnp.split(output, 2, axis=-1)
-    if config.prediction == "velocity":
-        value = eps_from_velocity(make_schedule(config), x, t, value)
-    elif config.prediction == "x0":
-        value = eps_from_x0(make_schedule(config), x, t, value)
-    return Prediction(value, v)
+    return Prediction(eps_from(config.prediction, make_schedule(config), x, t, value), v)
 
 
 def denoiser(config: GlideConfig, params: dict) -> Denoiser:

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from common import data, plot, run, train
-from common.process import to_float, to_uint8, velocity
+from common.process import target, to_float, to_uint8
 from common.scenes.captions import EXAMPLES, caption
 from glide.inpaint import inpaint, known, random_keep_mask
 from glide.model import (
@@ -88,8 +88,7 @@ def denoising_loss(config, apply, x0: jax.Array, keys: jax.Array, late: float, t
     weights = jnp.arange(1, schedule.T + 1) ** late if late else time_odds
     x, t, eps = train.noise_batch(schedule, x0, keys, weights)
     output = apply(x, t)
-    targets = {"eps": eps, "velocity": velocity(schedule, x0, t, eps), "x0": x0}
-    error = output[..., : config.channels] - targets[config.prediction]
+    error = output[..., : config.channels] - target(config.prediction, schedule, x0, t, eps)
     return train.hybrid_loss(schedule, predict(config, output, x, t), error, x0, x, t, time_odds)
 
 

@@ -21,7 +21,7 @@ from common.clip import ClipConfig, TextTower
 from common.guidance import Denoiser, classifier_free
 from common.nn import dense
 from common.pretrained import official
-from common.process import Prediction, eps_from_velocity, eps_from_x0
+from common.process import Prediction, eps_from
 from common.scenes.captions import VOCABULARY, canonical, claims
 from common.scenes.scene import COLOURS, SHAPES
 from common.schedule import Schedule, scaled_linear
@@ -212,11 +212,7 @@ def null_condition(config: LdmConfig) -> dict[str, np.ndarray]:
 
 def predict(config: LdmConfig, output: jax.Array, z: jax.Array, t: jax.Array) -> Prediction:
     """Network output -> Prediction(eps): the one border where its meaning is known."""
-    if config.prediction == "velocity":
-        output = eps_from_velocity(make_schedule(config), z, t, output)
-    elif config.prediction == "x0":
-        output = eps_from_x0(make_schedule(config), z, t, output)
-    return Prediction(output)
+    return Prediction(eps_from(config.prediction, make_schedule(config), z, t, output))
 
 
 def denoiser(config: LdmConfig, params: dict) -> Denoiser:

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from common import checkpoint, data, devices, plot, run, train
-from common.process import to_float, velocity
+from common.process import target, to_float
 from common.scenes.captions import EXAMPLES, caption
 from ldm import autoencoder, retrieval
 from ldm.inpaint import inpaint, masked, random_edit_mask
@@ -145,8 +145,7 @@ def make_loss(
 
         z, t, eps = train.noise_batch(schedule, z0, noise_keys, weights)
         output = Ldm(config).apply({"params": params}, z, t, cond)
-        targets = {"eps": eps, "velocity": velocity(schedule, z0, t, eps), "x0": z0}
-        return jnp.square(output - targets[config.prediction]).mean()
+        return jnp.square(output - target(config.prediction, schedule, z0, t, eps)).mean()
 
     return loss_fn
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from common import checkpoint, schedule
 from common.guidance import Denoiser
-from common.process import Prediction, eps_from_velocity, eps_from_x0
+from common.process import Prediction, eps_from
 from common.scenes.captions import VOCABULARY, canonical
 from common.schedule import Schedule
 from common.text import TextConfig, TextEncoder, WordTokenizer
@@ -131,11 +131,7 @@ def denoiser(config: SdeditConfig, params: dict) -> Denoiser:
     def denoise(x: jax.Array, t: jax.Array, cond: Any) -> Prediction:
         output = Network(config).apply({"params": params}, x, t, cond)
         output = output[..., : x.shape[-1]]  # without a learned variance, which SDEdit has not
-        if config.prediction == "velocity":
-            output = eps_from_velocity(make_schedule(config), x, t, output)
-        elif config.prediction == "x0":
-            output = eps_from_x0(make_schedule(config), x, t, output)
-        return Prediction(output)
+        return Prediction(eps_from(config.prediction, make_schedule(config), x, t, output))
 
     return denoise
 

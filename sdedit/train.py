@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from common import data, plot, run, train
-from common.process import to_float, velocity
+from common.process import target, to_float
 from common.scenes.captions import caption
 from sdedit.guides import strokes
 from sdedit.model import PRESETS, Network, SdeditConfig, init_params, make_schedule, tokenize
@@ -67,8 +67,7 @@ def make_loss(config: SdeditConfig, drop: float) -> train.LossFn:
         x, t, eps = train.noise_batch(schedule, x0, noise_keys)
         cond = {"tokens": tokens} if config.text else {}
         output = Network(config).apply({"params": params}, x, t, cond)
-        targets = {"eps": eps, "velocity": velocity(schedule, x0, t, eps), "x0": x0}
-        return jnp.square(output - targets[config.prediction]).mean()
+        return jnp.square(output - target(config.prediction, schedule, x0, t, eps)).mean()
 
     return loss_fn
 

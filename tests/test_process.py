@@ -97,6 +97,18 @@ def test_velocity_is_the_derivative_along_the_angle_and_gives_eps_back(name):
     np.testing.assert_allclose(process.eps_from_velocity(s, x, t, velocity), eps, atol=1e-6)
 
 
+@pytest.mark.parametrize("predicts", ["eps", "velocity", "x0"])
+def test_eps_comes_back_from_what_a_network_is_trained_to_predict(predicts):
+    s = SCHEDULES["linear"]
+    t = jnp.array([1, 5, 100, 500, 1000])
+    x0, eps = RNG(2).standard_normal((2, 5, 4)).astype(np.float32)
+    wanted = process.target(predicts, s, x0, t, eps)
+    apart = {"eps": eps, "x0": x0}.get(predicts, process.velocity(s, x0, t, eps))
+    np.testing.assert_allclose(wanted, apart, atol=1e-6)
+    found = process.eps_from(predicts, s, s.add_noise(x0, t, eps), t, wanted)
+    np.testing.assert_allclose(found, eps, atol=2e-4)  # x0 at t = 1 is divided by noise
+
+
 # Posterior
 
 
