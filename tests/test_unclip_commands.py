@@ -245,7 +245,7 @@ def test_every_part_of_the_study_writes_numbers_with_intervals_and_a_figure(
             assert rows[name]["all"]["value"] == 1 and rows[name]["all"]["low"] < 0.7
         assert all(line["verdict"] == "open" for line in report["orderings"])
     if part == "text_diff":
-        thetas = {(r["source"], r["x_T"], r["theta"]) for r in report["rows"]}
+        thetas = {(r["x_T"], r["guidance_scale"], r["theta"]) for r in report["rows"]}
         assert len(thetas) == len(report["rows"]) == 3 * len(study_edits.THETAS)
 
 

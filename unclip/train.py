@@ -59,7 +59,7 @@ class ArTrainConfig(PriorTrainConfig):
     """`python -m unclip train-ar-prior`: the autoregressive prior."""
 
     out: Path = Path("runs/unclip_ar_prior")  # checkpoints, metrics.jsonl, weights.safetensors
-    steps: int = 1_200
+    steps: int = 4_000
     batch_size: int = 32  # its rows are three times as long
     weight_decay: float = 0.04  # of matrices and embeddings; the paper's
 
