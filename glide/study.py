@@ -12,14 +12,13 @@ A part trains nothing: what it needs beyond the shipped weights it takes from wh
 commands leave it, and says which command makes what is missing.
 """
 
-import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common import command, devices, metrics, plot
+from common import command, devices, metrics, report
 from common.pretrained import defaults
 from glide import study_classes, study_clip, study_guidance, study_holes
 from glide.model import load
@@ -65,21 +64,11 @@ def main(given: StudyConfig) -> None:
     models = [load(path) for path in c.weights]
     command.check_out(c.out)
     rows, claims, figure = PARTS[c.part](c, models)
-    for found in claims:
-        print(f"{found['holds']:5}{found['claim']}: {found['value']:+.3f} "
-              f"({found['low']:+.3f} to {found['high']:+.3f})")  # fmt: skip
-    plain, changed = asdict(StudyConfig()), asdict(given)
-    text = lambda v: " ".join(map(str, v)) if isinstance(v, tuple) else str(v)  # noqa: E731
-    flags = [f"--{k}" + ("" if v is True else f" {text(v)}")
-             for k, v in changed.items() if v != plain[k] and k != "out"]  # fmt: skip
-    report = {
-        "command": " ".join(["python -m glide study", *flags]), "seed": c.seed, "n": c.num,
+    numbers = {
+        "command": report.command("glide study", given), "seed": c.seed, "n": c.num,
         "steps": c.steps, "weights": [metadata["digest"] for _, _, metadata in models],
         "recipe": [metadata["recipe"] for _, _, metadata in models],
         "intervals": "95%: Wilson of shares, bootstrap of the rest; of differences Newcombe's",
         "features": metrics.SCENE_FEATURES, "rows": rows, "claims": claims,
     }  # fmt: skip
-    path = c.out / f"glide_{c.part}.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    plot.save(figure, path.with_suffix(".webp"))
-    print(f"numbers: {path}")
+    report.save(c.out / f"glide_{c.part}.json", numbers, figure)

@@ -11,14 +11,13 @@ All but the first train what they compare, with the package's own commands, into
 and find it there the next time.
 """
 
-import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from common import command, data, devices, metrics, plot
+from common import command, data, devices, metrics, plot, report
 from common.scenes.captions import EXAMPLES
 from common.scenes.reader import read
 from ldm import autoencoder, train, train_autoencoder
@@ -61,22 +60,16 @@ class StudyConfig:
 def main(c: StudyConfig) -> None:
     devices.start()
     command.check_out(c.out)
-    defaults, given = asdict(StudyConfig()), asdict(c)
-    changed = {k: v for k, v in given.items() if v != defaults[k] and k not in ("out", "runs")}
-    plain = lambda v: " ".join(map(str, v)) if isinstance(v, tuple) else str(v)  # noqa: E731
-    flags = [f"--{k.replace('_', '-')}" + ("" if v is True else f" {plain(v)}")
-             for k, v in changed.items()]  # fmt: skip
+    words, plain = report.command("ldm study", c), StudyConfig()
     if c.quick:
-        c = replace(c, **{name: size for name, size in QUICK.items() if name not in changed})
+        kept = [name for name in QUICK if getattr(c, name) == getattr(plain, name)]
+        c = replace(c, **{name: QUICK[name] for name in kept})
     rows, figure = PARTS[c.part](c)
-    report = {"command": " ".join(["python -m ldm study", *flags]), "seed": c.seed, "n": c.num,
+    numbers = {"command": words, "seed": c.seed, "n": c.num,
               "sizes": {name: getattr(c, name) for name in ("steps", *QUICK)},
               "intervals": "accuracies: 95% Wilson; PSNR: 95% bootstrap; FD-scenes: none",
               "features": metrics.SCENE_FEATURES, "rows": rows}  # fmt: skip
-    path = c.out / f"ldm_{c.part}.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    plot.save(figure, path.with_suffix(".webp"))
-    print(f"numbers: {path}")
+    report.save(c.out / f"ldm_{c.part}.json", numbers, figure)
 
 
 # What is trained.

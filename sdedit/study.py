@@ -14,15 +14,14 @@
 The last two train a small network first, into the folder `runs`, and find it there the next time.
 """
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from common import command, devices, metrics, plot
+from common import command, devices, metrics, plot, report
 from common.pretrained import defaults
 from sdedit import invert, sde, study_real, study_rivals
 from sdedit.guides import strokes
@@ -191,22 +190,11 @@ def main(given: StudyConfig) -> None:
     world = open_world(c)
     command.check_out(c.out)
     rows, claims, figures = PARTS[c.part](world)
-    for found in claims:
-        print(f"{found['holds']:5}{found['claim']}: {found['value']:+.3f} "
-              f"({found['low']:+.3f} to {found['high']:+.3f})")  # fmt: skip
-    plain, changed = asdict(StudyConfig()), asdict(given)
-    text = lambda v: " ".join(map(str, v)) if isinstance(v, tuple) else str(v)  # noqa: E731
-    flags = [f"--{k}" + ("" if v is True else f" {text(v)}")
-             for k, v in changed.items() if v != plain[k] and k not in ("out", "runs")]  # fmt: skip
-    report = {
-        "command": " ".join(["python -m sdedit study", *flags]), "seed": c.seed,
+    numbers = {
+        "command": report.command("sdedit study", given), "seed": c.seed,
         "n": rows[0].get("n", c.num),
         "steps": c.steps, "t0": c.t0, "weights": world.digest,
         "intervals": "95%: Wilson of shares, bootstrap of the rest; of differences Newcombe's",
         "features": metrics.SCENE_FEATURES, "rows": rows, "claims": claims,
     }  # fmt: skip
-    path = c.out / f"sdedit_{c.part}.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    for name, figure in (figures if isinstance(figures, dict) else {c.part: figures}).items():
-        plot.save(figure, c.out / f"sdedit_{name}.webp")
-    print(f"numbers: {path}")
+    report.save(c.out / f"sdedit_{c.part}.json", numbers, figures)

@@ -8,15 +8,14 @@ variations, text_diff, components, sticker    see study_edits.py
 gap, probe                                    see study_embeddings.py
 """
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from common import command, data, devices, plot
+from common import command, data, devices, plot, report
 from common.scenes.captions import caption
 from common.scenes.reader import read
 from common.scenes.scene import COLOURS, HELD_OUT, SHAPES
@@ -227,14 +226,7 @@ def main(c: StudyConfig) -> None:
     world = open_world(c)
     command.check_out(c.out)
     found, figure = PARTS[c.part](c, world)
-    defaults = asdict(StudyConfig())
-    changed = {k: v for k, v in asdict(c).items() if v != defaults[k] and k != "out"}
-    words = {k: " ".join(map(str, v)) if isinstance(v, tuple) else v for k, v in changed.items()}
-    flags = [f"--{k.replace('_', '-')}" + ("" if v is True else f" {v}") for k, v in words.items()]
-    report = {"command": " ".join(["python -m unclip study", *flags]), "seed": c.seed,
-              "n": c.count, "weights": world.digest, "sampler": f"DDIM {c.steps}",
-              "intervals": "95%: Wilson of shares, bootstrap of means", **found}  # fmt: skip
-    path = c.out / f"unclip_{c.part}.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    plot.save(figure, path.with_suffix(".webp"))
-    print(f"numbers: {path}")
+    numbers = {"command": report.command("unclip study", c), "seed": c.seed,
+               "n": c.count, "weights": world.digest, "sampler": f"DDIM {c.steps}",
+               "intervals": "95%: Wilson of shares, bootstrap of means", **found}  # fmt: skip
+    report.save(c.out / f"unclip_{c.part}.json", numbers, figure)
