@@ -16,7 +16,7 @@ run: $(READY)  ## the main job: captions to pictures, into out/first-light
 
 test: $(READY) lint  ## all tests
 	$(BIN)/python -m common.scenes prepare
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n auto --dist loadfile
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(READY)  ## style
 	$(BIN)/ruff check .

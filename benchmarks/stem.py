@@ -13,15 +13,14 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import tyro
 from tqdm import tqdm
 
 from common import data, devices, plot, train
-from common.scenes.captions import caption
+from common.scenes.captions import phrasings
 from glide.model import SMALL, init_params, tokenizer
-from glide.train import PHRASINGS, TrainConfig, load_captioned, make_loss
+from glide.train import TrainConfig, make_loss
 
 SIZES = {
     "space-to-depth": SMALL.unet,
@@ -42,11 +41,9 @@ class StemConfig:
 def main(c: StemConfig) -> None:
     devices.start()
     t = TrainConfig(seed=c.seed)
-    batches = load_captioned(SMALL, t)
+    batches = data.captioned(tokenizer(SMALL).encode, SMALL.size, t)
     unseen = data.load("scenes", "test", size=SMALL.size)
-    rng = np.random.default_rng(c.seed)
-    texts = [caption(s, rng) for s in unseen["scenes"][:256] for _ in range(PHRASINGS)]
-    tokens = tokenizer(SMALL).encode(texts).reshape(256, PHRASINGS, -1)
+    tokens = phrasings(unseen["scenes"][:256], tokenizer(SMALL).encode, c.seed)
     held = {"image": jnp.asarray(unseen["image"][:256]), "tokens": jnp.asarray(tokens)}
     # The rate does not fall: the race may be stopped at any minute.
     tx = optax.chain(

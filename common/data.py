@@ -8,13 +8,16 @@ copied to another machine and is enough there.
 
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
+
+from common.scenes.captions import phrasings
 
 SIDES = {"mnist": 28, "fashion_mnist": 28, "cifar10": 32, "celeb_a": 64, "oxford_flowers102": 64}
 NAMES = ("scenes", "digits", *SIDES)
@@ -48,6 +51,16 @@ def load(
         return _digits(split, size or 8)
     root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     return _from_tfds(name, split, size or SIDES[name], root)
+
+
+def captioned(encode: Callable, size: int, c: Any) -> dict[str, np.ndarray]:
+    """The first c.examples training scenes: image (N, size, size, 3), tokens (N, PHRASINGS, L).
+
+    encode(texts) -> (M, L). Captions follow from c.seed; c.rho is their noise.
+    """
+    scenes = load("scenes", "train", size=size)
+    tokens = phrasings(scenes["scenes"][: c.examples], encode, c.seed, c.rho)
+    return {"image": scenes["image"][: c.examples], "tokens": tokens}
 
 
 def fit(image: np.ndarray, size: int) -> np.ndarray:

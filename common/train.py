@@ -117,6 +117,19 @@ def make_train_step(
     return step
 
 
+def one_phrasing(
+    keys: jax.Array, batch: dict[str, jax.Array], names: tuple[str, ...]
+) -> dict[str, jax.Array]:
+    """`names` of one caption (B, ...) of the P that each picture has (B, P, ...)."""
+
+    def row(key, row):
+        P = len(row[names[0]])
+        i = jax.random.randint(key, (), 0, P)
+        return {name: row[name][i] for name in names}
+
+    return jax.vmap(row)(keys, batch)
+
+
 def drop_condition(keys: jax.Array, cond: Any, null_cond: Any, rate: float) -> Any:
     """Replace whole conditions by the null one, each example with probability `rate`.
 

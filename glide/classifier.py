@@ -21,7 +21,6 @@ from common.unet import Encoder, UNetConfig
 from glide import classes
 from glide.classes import CLASSES, NULL, load_labelled
 from glide.model import SMALL, make_schedule
-from glide.sample import CHUNK
 
 
 def _encoder(unet: UNetConfig) -> UNetConfig:
@@ -143,7 +142,7 @@ def draw(
         args = (params, judge_params, given[rows], wanted[rows], np.float32(guidance_scale))
         return run(*args, jax.random.fold_in(key, i))
 
-    return devices.in_chunks(some, len(wanted), CHUNK, "drawing", progress)
+    return devices.in_chunks(some, len(wanted), devices.CHUNK, "drawing", progress)
 
 
 def main(c: ClassifierTrainConfig) -> None:

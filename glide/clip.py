@@ -23,6 +23,7 @@ from common.scenes.captions import agrees, caption, claims
 from common.scenes.reader import truth
 from common.scenes.scene import COLOURS, SHAPES, Scene
 from common.schedule import cosine
+from glide.model import tokenizer
 
 T = 1000  # times of a noised CLIP: the cosine schedule of GLIDE's base model
 
@@ -98,8 +99,6 @@ def optimiser(c: ClipTrainConfig) -> optax.GradientTransformation:
 
 def main(c: ClipTrainConfig) -> None:
     """Train from scratch, or go on where `out` stopped; then measure on the test split."""
-    from glide.train import load_captioned  # here: train draws samples, and sample may import us
-
     config = clip.PRESETS[c.preset]
     if c.size % config.patch:
         raise ValueError(f"size must be a multiple of the patch ({config.patch}), not {c.size}")
@@ -107,7 +106,7 @@ def main(c: ClipTrainConfig) -> None:
     if not 1 <= c.group <= c.examples:
         raise ValueError(f"group must be in 1..{c.examples}, not {c.group}")
     run.start(c)
-    batches = load_captioned(config, c)
+    batches = data.captioned(tokenizer(config).encode, config.size, c)
     if c.group > 1:
         scenes = data.load("scenes", "train", size=c.size)["scenes"][: c.examples]
         batches = in_groups(batches, scenes, c.group, c.seed)

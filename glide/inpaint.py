@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from common import command, devices, sampler
-from common.devices import in_chunks
+from common.devices import CHUNK, in_chunks
 from common.guidance import classifier_free
 from common.pictures import on_white, open_mask, open_picture
 from common.process import to_float, to_uint8
 from common.scenes.captions import canonical
 from glide.model import GlideConfig, denoiser, encode_text, load, make_schedule, tokenizer
-from glide.sample import CHUNK, DrawConfig, check, save
+from glide.sample import DrawConfig, check, save
 
 SHIPPED = Path(__file__).parent / "weights" / "inpaint.safetensors"
 

@@ -11,17 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from common import command, devices, plot, sampler
-from common.devices import in_chunks
+from common.devices import CHUNK, in_chunks
 from common.guidance import classifier_free
 from common.pretrained import defaults, is_published, official
 from common.process import to_uint8
 from common.scenes.captions import canonical
 from glide import clip as glide_clip
-from glide import clip_guidance
+from glide import clip_guidance, pretrained
 from glide.model import GlideConfig, denoiser, encode_text, load, make_schedule, tokenizer
 from glide.upsampler import upsample
 
-CHUNK = 64  # pictures drawn in one call
 WEIGHTS = Path(__file__).parent / "weights"
 SHIPPED, UPSAMPLER = WEIGHTS / "small.safetensors", WEIGHTS / "upsampler.safetensors"
 JUDGE = WEIGHTS / "clip.safetensors"
@@ -125,8 +124,6 @@ def open_weights(path: Path, vocab: Path | None) -> tuple[GlideConfig, dict, Cal
     """(config, params, read): our weights, whose words `draw` knows, or GLIDE's .pt with vocab."""
     if not is_published(path, vocab):
         return *load(path)[:2], None
-    from glide import pretrained  # here: what it loads beside, classifiers, imports this file
-
     config, params = pretrained.load(path)
     return config, params, pretrained.reader(config, vocab)
 

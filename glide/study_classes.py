@@ -12,11 +12,13 @@ from glide.classes import NAMES, SEEN
 from glide.scoring import band, claim, line, made_by, preferences, quality, trained
 
 MODEL = Path("runs/classes/weights.safetensors")
+WIDE = Path("runs/classes_wide/weights.safetensors")
 NARROW = Path("runs/classes_narrow/weights.safetensors")
 CLASSIFIER = Path("runs/classifier/weights.safetensors")
 MAKE = {
-    MODEL: "train-classes --preset wide --steps 1500",
-    NARROW: "train-classes --preset narrow --steps 1500 --out runs/classes_narrow",
+    MODEL: "train-classes --base glide/weights/small.safetensors --steps 800",
+    WIDE: "train-classes --preset wide --steps 6000 --out runs/classes_wide",
+    NARROW: "train-classes --preset narrow --steps 6000 --out runs/classes_narrow",
     CLASSIFIER: "train-classifier --preset wide --steps 1000",
 }
 SCALES = (0, 1, 10)
@@ -96,7 +98,7 @@ def classes(c, models: list) -> tuple[list[dict], list[dict], object]:
 def widths(c, models: list) -> tuple[list[dict], list[dict], object]:
     """Guidance against parameters: two widths, trained alike, over the scale (GLIDE, Table 4)."""
     rows, drawn, series = {}, {}, {}
-    for name, path in (("narrow", NARROW), ("wide", MODEL)):
+    for name, path in (("narrow", NARROW), ("wide", WIDE)):
         config, params, metadata = opened(path)
         rows[name] = made_by(name, metadata)
         real = labelled.load_labelled(config.size, "test")["image"]

@@ -11,24 +11,21 @@ import numpy as np
 import optax
 
 from common import data, plot, run, train
-from common.process import target, to_float, to_uint8
-from common.scenes.captions import EXAMPLES, caption
+from common.process import to_float, to_uint8
+from common.scenes.captions import EXAMPLES
 from glide.inpaint import inpaint, known, random_keep_mask
 from glide.model import (
     PRESETS,
     Glide,
     GlideConfig,
+    denoising_loss,
     for_inpainting,
     init_params,
     load,
-    make_schedule,
-    predict,
     tokenizer,
 )
 from glide.sample import draw
 from glide.upsampler import upsample
-
-PHRASINGS = 4  # captions kept of each picture
 
 
 @dataclass(frozen=True)
@@ -54,15 +51,14 @@ class GlideTrainConfig(TrainConfig):
 
 
 def make_loss(config: GlideConfig, drop: float, late: float = 0.0) -> train.LossFn:
-    """Hybrid loss of a batch {"image": uint8 (B, H, W, 3), "tokens": (B, PHRASINGS, L)}."""
+    """Hybrid loss of a batch {"image": uint8 (B, H, W, 3), "tokens": (B, P, L)}."""
 
     def loss_fn(params, batch, keys):
         x0 = to_float(batch["image"])
         count = 3 + ("known" in config.inputs)
         split = jax.vmap(lambda k: tuple(jax.random.split(k, count)))(keys)
         noise_keys, phrase_keys, drop_keys, *mask_keys = split
-        pick = jax.vmap(lambda k: jax.random.randint(k, (), 0, PHRASINGS))(phrase_keys)
-        tokens = jnp.take_along_axis(batch["tokens"], pick[:, None, None], axis=1)[:, 0]
+        tokens = train.one_phrasing(phrase_keys, batch, ("tokens",))["tokens"]
         tokens = train.drop_condition(drop_keys, tokens, jnp.zeros_like(tokens[0]), drop)
         cond = {"tokens": tokens}
         if "known" in config.inputs:
@@ -74,35 +70,6 @@ def make_loss(config: GlideConfig, drop: float, late: float = 0.0) -> train.Loss
         return denoising_loss(config, apply, x0, noise_keys, late, batch.get("time_odds"))
 
     return loss_fn
-
-
-def denoising_loss(config, apply, x0: jax.Array, keys: jax.Array, late: float, time_odds=None):
-    """(loss, metrics) of output = apply(x_t, t), whatever else `apply` is given.
-
-    time_odds (T,): times are drawn so, and the loss is weighted back (train.importance_sampled).
-
-    Paper: times are uniform (late 0). What is an object's colour and shape is settled at large t,
-    before it can be seen in x_t; more draws from there teach the words sooner.
-    """
-    schedule = make_schedule(config)
-    weights = jnp.arange(1, schedule.T + 1) ** late if late else time_odds
-    x, t, eps = train.noise_batch(schedule, x0, keys, weights)
-    output = apply(x, t)
-    error = output[..., : config.channels] - target(config.prediction, schedule, x0, t, eps)
-    return train.hybrid_loss(schedule, predict(config, output, x, t), error, x0, x, t, time_odds)
-
-
-def load_captioned(config: GlideConfig, c: TrainConfig) -> dict[str, np.ndarray]:
-    """The training pictures and PHRASINGS tokenized captions of each, with caption noise rho."""
-    scenes = data.load("scenes", "train", size=config.size)
-    rng = np.random.default_rng(c.seed)
-    chosen = scenes["scenes"][: c.examples]
-    texts = [caption(scene, rng, c.rho) for scene in chosen for _ in range(PHRASINGS)]
-    tokens = tokenizer(config).encode(texts)
-    return {
-        "image": scenes["image"][: c.examples],
-        "tokens": tokens.reshape(-1, PHRASINGS, tokens.shape[-1]),
-    }
 
 
 def optimiser(c: TrainConfig) -> optax.GradientTransformation:
@@ -133,7 +100,7 @@ def main(c: GlideTrainConfig) -> None:
     run.start(c)
     config = PRESETS[c.preset]
 
-    batches = load_captioned(config, c)
+    batches = data.captioned(tokenizer(config).encode, config.size, c)
     init = lambda key: init_params(config, key)  # noqa: E731
     if c.base:
         begun, params, _ = load(c.base)

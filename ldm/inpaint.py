@@ -16,7 +16,7 @@ from common import devices
 from common.pictures import on_white, open_mask, open_picture
 from common.process import to_float
 from ldm.model import LdmConfig, to_latent
-from ldm.sample import CHUNK, Options, draw, finish, repeat, start
+from ldm.sample import Options, draw, finish, repeat, start
 
 
 def masked(config: LdmConfig, params: dict, x: jax.Array, edit_mask: jax.Array) -> jax.Array:
@@ -68,7 +68,7 @@ def inpaint(
     edit_masks = np.asarray(edit_masks, np.float32)
     inputs = devices.in_chunks(
         lambda rows, i: compiled_masked(config)(params, images[rows], edit_masks[rows]),
-        len(images), CHUNK, "encoding", False,
+        len(images), devices.CHUNK, "encoding", False,
     )  # fmt: skip
     prompts = [""] * len(images) if prompts is None else prompts
     options |= {"beside": {"masked": inputs}, "size": images.shape[1]}

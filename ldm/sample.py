@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from common import command, devices, plot, sampler
-from common.devices import in_chunks
+from common.devices import CHUNK, in_chunks
 from common.pictures import on_white, open_picture
 from common.pretrained import defaults, is_published
 from common.process import to_float, to_uint8
@@ -28,7 +28,6 @@ from ldm.model import (
     to_picture,
 )
 
-CHUNK = 64  # pictures drawn in one call
 SHIPPED = Path(__file__).parent / "weights" / "small.safetensors"
 COMMANDS = {"masked": "inpaint", "low_res": "upscale", "semantic": "paint", "context": "retrieve"}
 SOLVERS = {"ddim": sampler.sample, "plms": sampler.plms, "dpm": sampler.dpm_solver}

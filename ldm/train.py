@@ -14,7 +14,7 @@ import optax
 
 from common import checkpoint, data, devices, plot, run, train
 from common.process import target, to_float
-from common.scenes.captions import EXAMPLES, caption
+from common.scenes.captions import EXAMPLES, phrasings
 from ldm import autoencoder, retrieval
 from ldm.inpaint import inpaint, masked, random_edit_mask
 from ldm.model import (
@@ -33,8 +33,8 @@ from ldm.sample import draw
 from ldm.semantic import PALETTE, paint, segment
 from ldm.upscale import shrink, upscale
 
-PHRASINGS = 4  # captions kept of each picture
 MEASURED = 512  # latents that the scale is measured on
+SHARP = 10.0  # highest weight of an error in x0
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class TrainConfig(run.RunConfig):
     preset: Literal[tuple(MODELS)] = "small"  # which model
     autoencoder: Path | None = Path("runs/autoencoder/weights.safetensors")  # None: on pixels
     latent_scale: float | None = None  # measured, unless given (1 for none)
+    base: Path | None = None  # weights of this model to begin with
     text: Path | None = None  # weights whose text transformer to begin with, such as glide's
     text_lr: float = 1e-4  # of the text transformer (run.adam_with_text says why)
     drop: float = 0.1  # probability that a condition is dropped (what guidance needs)
@@ -109,7 +110,7 @@ def make_loss(
 ) -> train.LossFn:
     """Square error of a batch {"moments": (B, h, w, C or 2C), and what the config asks for}.
 
-    tokens (B, PHRASINGS, L); label (B,); context (B, k, D); semantic (B, H, W); low_res and image
+    tokens (B, P, L); label (B,); context (B, k, D); semantic (B, H, W); low_res and image
     uint8 (B, ..., 3), of which the masked one is encoded by the params first_stage.
     Rombach et al. 2022, eq. 3.
     Paper: times are uniform (late 0, see glide/train.py); inpainting and others take |error|.
@@ -126,8 +127,7 @@ def make_loss(
 
         cond = {}
         if config.condition == "text":
-            pick = jax.vmap(lambda key: jax.random.randint(key, (), 0, PHRASINGS))(phrase_keys)
-            cond["tokens"] = jnp.take_along_axis(batch["tokens"], pick[:, None, None], 1)[:, 0]
+            cond = train.one_phrasing(phrase_keys, batch, ("tokens",))
         elif config.condition == "class":
             cond["label"] = batch["label"]
         elif config.condition == "neighbours":
@@ -145,7 +145,11 @@ def make_loss(
 
         z, t, eps = train.noise_batch(schedule, z0, noise_keys, weights)
         output = Ldm(config).apply({"params": params}, z, t, cond)
-        return jnp.square(output - target(config.prediction, schedule, z0, t, eps)).mean()
+        error = jnp.square(output - target(config.prediction, schedule, z0, t, eps))
+        if config.prediction == "x0":
+            signal, noise = schedule.at(t, z.ndim)
+            error *= jnp.clip((signal / noise) ** 2, 1, SHARP)
+        return error.mean()
 
     return loss_fn
 
@@ -160,10 +164,8 @@ def load_data(config: LdmConfig, c: TrainConfig) -> tuple[np.ndarray, dict[str, 
         label = [CLASSES.index((o.shape, o.colour)) for o in objects]
         images, batches = images[alone], {"label": np.array(label, np.int32)}
     elif config.condition == "text":
-        rng = np.random.default_rng(c.seed)
-        texts = [caption(scene, rng, c.rho) for scene in scenes for _ in range(PHRASINGS)]
-        tokens = conditions(config, texts)["tokens"]
-        batches = {"tokens": tokens.reshape(len(images), PHRASINGS, -1)}
+        encode = lambda texts: conditions(config, texts)["tokens"]  # noqa: E731
+        batches = {"tokens": phrasings(scenes, encode, c.seed, c.rho)}
     elif config.condition == "neighbours":
         if not isinstance(c, RetrievalTrainConfig):
             raise ValueError(f"{c.preset} sees neighbours: train it with `train-retrieval`")
@@ -187,24 +189,32 @@ def optimiser(c: TrainConfig) -> optax.GradientTransformation:
     return run.adam_with_text(c, c.text_lr)
 
 
-def init_with(config: LdmConfig, text: Path | None) -> Callable[[jax.Array], dict]:
-    """init(key) -> params, of which the text transformer is that of the weights file `text`.
+def init_with(
+    config: LdmConfig, base: Path | None, text: Path | None
+) -> Callable[[jax.Array], dict]:
+    """init(key) -> params, all of them `base`'s, or those of the text transformer `text`'s.
 
     Paper: it is learned with the U-Net. What words mean is known already to a GLIDE that has
     learned it; its map into the time embedding is of another U-Net, and starts afresh.
-    ValueError: weights without it, or one of another shape.
+    ValueError: weights without what is asked of them, or of another shape.
     """
-    if text is None:
+    if base and text:
+        raise ValueError("base has a text transformer of its own: leave out text")
+    path = base or text
+    if path is None:
         return lambda key: init_params(config, key)
-    params, _ = checkpoint.load_weights(text)
-    words = {name: leaves for name, leaves in params.get("text", {}).items() if name != "pooled"}
-    init = lambda key: train.begin_with({"text": words}, init_params(config, key))  # noqa: E731
+    params, _ = checkpoint.load_weights(path)
+    if text:
+        words = params.get("text", {}).items()
+        params = {"text": {name: leaves for name, leaves in words if name != "pooled"}}
+    init = lambda key: train.begin_with(params, init_params(config, key))  # noqa: E731
     try:
-        if not words:
+        if not any(params.values()):
             raise ValueError("there is none")
         jax.eval_shape(init, jax.random.key(0))
     except ValueError as error:
-        raise ValueError(f"{text} has no text transformer for these weights: {error}") from None
+        what = "is no base of" if base else "has no text transformer for"
+        raise ValueError(f"{path} {what} these weights: {error}") from None
     return init
 
 
@@ -254,7 +264,7 @@ def main(c: TrainConfig) -> None:
         c,
         model="ldm",
         config=config,
-        init=init_with(config, c.text),
+        init=init_with(config, c.base, c.text),
         loss_fn=make_loss(config, c.drop, c.late, first_stage),
         batches={"moments": moments, **batches},
         tx=optimiser(c),

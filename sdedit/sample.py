@@ -19,8 +19,6 @@ from sdedit import pretrained, sde
 from sdedit.guides import paste
 from sdedit.model import SHIPPED, SdeditConfig, denoiser, encode_text, load, make_schedule, tokenize
 
-CHUNK = 64  # pictures drawn in one call
-
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig:
@@ -106,8 +104,8 @@ def draw(
 ) -> np.ndarray:
     """Pictures uint8 (B, H, W, 3) from guides of that kind, one each; edit_masks (B, H, W, 1).
 
-    Row i gets noise that depends on seed, i and CHUNK alone. published: weights that count times
-    from 0, see pretrained.load. ValueError: t0, steps, prompts.
+    Row i gets noise that depends on seed, i and devices.CHUNK alone. published: weights that count
+    times from 0, see pretrained.load. ValueError: t0, steps, prompts.
     """
     schedule = sde.SDES[sde_name](t0, steps)
     B, key = len(guides), jax.random.key(seed)
@@ -120,7 +118,7 @@ def draw(
         given = (guides[rows], edit_masks[rows], tokens[rows], scales[rows])
         return run(params, schedule, *given, jax.random.fold_in(key, i))
 
-    return devices.in_chunks(some, B, CHUNK, "editing", progress)
+    return devices.in_chunks(some, B, devices.CHUNK, "editing", progress)
 
 
 def bisect(
@@ -196,7 +194,7 @@ def _finish(c, config, params, guide, edit_mask) -> None:
         draw, config, params, repeat(guide), sde_name=c.sde, steps=c.steps,
         edit_masks=None if edit_mask is None else repeat(edit_mask), repeats=c.repeats,
         last=c.last, prompts=[c.prompt] * c.num, guidance_scale=c.guidance_scale, seed=c.seed,
-        progress=c.num > CHUNK, published=is_published(c.weights),
+        progress=c.num > devices.CHUNK, published=is_published(c.weights),
     )  # fmt: skip
     if c.target_l2 is not None:
         c = replace(c, t0=bisect(lambda t0: edited(t0=t0), guide, c.target_l2))

@@ -11,12 +11,10 @@ from PIL import Image
 
 from common import data, plot, run, train
 from common.process import target, to_float
-from common.scenes.captions import caption
+from common.scenes.captions import phrasings
 from sdedit.guides import strokes
 from sdedit.model import PRESETS, Network, SdeditConfig, init_params, make_schedule, tokenize
 from sdedit.sample import draw
-
-PHRASINGS = 4  # captions kept of each picture
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ def pictures(name: str, split: str, size: int) -> dict[str, np.ndarray]:
 
 
 def make_loss(config: SdeditConfig, drop: float) -> train.LossFn:
-    """Square error of a batch {"image": uint8 (B, H, W, 3), "tokens": (B, PHRASINGS, L)}.
+    """Square error of a batch {"image": uint8 (B, H, W, 3), "tokens": (B, P, L)}.
 
     Ho et al. 2020, eq. 14; the variance is not learned.
     """
@@ -61,8 +59,7 @@ def make_loss(config: SdeditConfig, drop: float) -> train.LossFn:
     def loss_fn(params, batch, keys):
         x0 = to_float(batch["image"])
         noise_keys, phrase_keys, drop_keys = jax.vmap(lambda k: tuple(jax.random.split(k, 3)))(keys)
-        pick = jax.vmap(lambda k: jax.random.randint(k, (), 0, PHRASINGS))(phrase_keys)
-        tokens = jnp.take_along_axis(batch["tokens"], pick[:, None, None], axis=1)[:, 0]
+        tokens = train.one_phrasing(phrase_keys, batch, ("tokens",))["tokens"]
         tokens = train.drop_condition(drop_keys, tokens, jnp.zeros_like(tokens[0]), drop)
         x, t, eps = train.noise_batch(schedule, x0, noise_keys)
         cond = {"tokens": tokens} if config.text else {}
@@ -75,14 +72,16 @@ def make_loss(config: SdeditConfig, drop: float) -> train.LossFn:
 def main(c: TrainConfig) -> None:
     """Train from scratch, or go on where `out` stopped; the run is the same either way."""
     run.start(c)
-    config, rng = PRESETS[c.preset], np.random.default_rng(c.seed)
+    config = PRESETS[c.preset]
     if c.dataset != "scenes" and config.text:
         config = replace(config, text=None, unet=replace(config.unet, context=None))
     found = pictures(c.dataset, "train", config.size)
     images = found["image"][: c.examples]
-    words = lambda i: caption(found["scenes"][i], rng, c.rho) if config.text else ""  # noqa: E731
-    texts = [words(i) for i in range(len(images)) for _ in range(PHRASINGS)]
-    tokens = tokenize(config, texts).reshape(len(images), PHRASINGS, -1)
+    encode = lambda texts: tokenize(config, texts)  # noqa: E731
+    if config.text:
+        tokens = phrasings(found["scenes"][: c.examples], encode, c.seed, c.rho)
+    else:
+        tokens = encode([""] * len(images))[:, None]
     guides = strokes(images[:8])
 
     def sample(params):

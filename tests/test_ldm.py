@@ -445,13 +445,13 @@ def test_training_begins_with_the_words_of_other_weights_of_the_same_shape(train
     params = made(lambda key: init_params(TINY, key))
     words = jax.tree.map(lambda p: np.asarray(p) + 1, params["text"])
     checkpoint.save_weights(tmp_path / "glide.safetensors", {"text": words, "unet": {}}, {})
-    begun = init_with(TINY, tmp_path / "glide.safetensors")(jax.random.key(0))
+    begun = init_with(TINY, None, tmp_path / "glide.safetensors")(jax.random.key(0))
     assert_allclose(begun["text"]["position"], words["position"], rtol=1e-3)
     assert jax.tree.map(jnp.shape, begun) == jax.tree.map(jnp.shape, params)
     with pytest.raises(ValueError, match="weights.safetensors has no text transformer"):
-        init_with(TINY, trained / "first" / "weights.safetensors")
+        init_with(TINY, None, trained / "first" / "weights.safetensors")
     with pytest.raises(ValueError, match="no text transformer for these weights: cannot begin"):
-        init_with(MODELS["small"], tmp_path / "glide.safetensors")
+        init_with(MODELS["small"], None, tmp_path / "glide.safetensors")
 
 
 def test_weights_without_their_first_stage_or_beside_another_are_refused(trained, tmp_path, capsys):

@@ -22,7 +22,7 @@ from common.devices import in_chunks
 from common.nn import Transformer, dense
 from common.text import PAD, TextConfig
 from unclip import diffusion_prior
-from unclip.diffusion_prior import CHUNK, Words, one_phrasing
+from unclip.diffusion_prior import CHUNK, Words
 
 normal = nn.initializers.normal
 
@@ -156,7 +156,7 @@ def make_loss(config: ArConfig, drop: float) -> train.LossFn:
 
     def loss_fn(params, batch, keys):
         phrase_keys, drop_keys = jax.vmap(lambda key: tuple(jax.random.split(key)))(keys)
-        cond = one_phrasing(phrase_keys, batch, ("tokens", "text_embedding", "dot"))
+        cond = train.one_phrasing(phrase_keys, batch, ("tokens", "text_embedding", "dot"))
         null = jax.tree.map(lambda a: a[0], null_cond(config, 1))
         cond = train.drop_condition(drop_keys, cond, null, drop)
         logits = ArPrior(config).apply({"params": params["network"]}, cond, batch["codes"])

@@ -140,7 +140,7 @@ def make_loss(config: PriorConfig, drop: float) -> train.LossFn:
         split = jax.vmap(lambda key: tuple(jax.random.split(key, 3)))(keys)
         noise_keys, phrase_keys, drop_keys = split
         x0 = scale(batch["image_embedding"])
-        cond = one_phrasing(phrase_keys, batch, ("tokens", "text_embedding"))
+        cond = train.one_phrasing(phrase_keys, batch, ("tokens", "text_embedding"))
         null = jax.tree.map(lambda a: a[0], null_cond(config, 1))
         cond = train.drop_condition(drop_keys, cond, null, drop)
         x, t, _ = train.noise_batch(schedule, x0, noise_keys)
@@ -148,19 +148,6 @@ def make_loss(config: PriorConfig, drop: float) -> train.LossFn:
         return mse, {"mse": mse}
 
     return loss_fn
-
-
-def one_phrasing(
-    keys: jax.Array, batch: dict[str, jax.Array], names: tuple[str, ...]
-) -> dict[str, jax.Array]:
-    """`names` of one caption (B, ...) of the P that each picture has (B, P, ...)."""
-
-    def row(key, row):
-        P = len(row[names[0]])
-        i = jax.random.randint(key, (), 0, P)
-        return {name: row[name][i] for name in names}
-
-    return jax.vmap(row)(keys, batch)
 
 
 def denoiser(config: PriorConfig, params: dict) -> Denoiser:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from common import command, devices, sampler
-from common.devices import in_chunks
+from common.devices import CHUNK, in_chunks
 from common.guidance import classifier_free
 from common.pretrained import defaults, is_published
 from common.process import to_uint8
@@ -28,7 +28,6 @@ from unclip.model import (
     open_clip,
 )
 
-CHUNK = 64  # pictures drawn in one call
 WEIGHTS = Path(__file__).parent / "weights"
 SHIPPED = WEIGHTS / "small.safetensors"  # the decoder
 PRIORS = {"diffusion": diffusion_prior, "ar": ar_prior}

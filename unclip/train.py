@@ -12,14 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from common import plot, run, train
+from common import data, plot, run, train
 from common.process import to_float
 from common.scenes.captions import EXAMPLES
-from glide.model import tokenizer
+from glide.model import denoising_loss, tokenizer
 from glide.train import TrainConfig as GlideTrainConfig
-from glide.train import denoising_loss, load_captioned, optimiser
+from glide.train import optimiser
 from unclip import ar_prior, diffusion_prior, model
-from unclip.diffusion_prior import one_phrasing
 from unclip.model import Clip, Decoder, DecoderConfig, for_clip, open_clip
 from unclip.sample import SHIPPED_CLIP, decode
 
@@ -77,7 +76,7 @@ def make_loss(
         split = jax.vmap(lambda key: tuple(jax.random.split(key, 4)))(keys)
         noise_keys, phrase_keys, drop_keys, embedding_keys = split
         on_text = config.embedding == "text"
-        cond = one_phrasing(phrase_keys, batch, ("tokens", "text_embedding")[: 1 + on_text])
+        cond = train.one_phrasing(phrase_keys, batch, ("tokens", "text_embedding")[: 1 + on_text])
         z = cond["text_embedding"] if on_text else batch["image_embedding"]
         tokens = cond["tokens"]
         cond = {
@@ -93,7 +92,7 @@ def make_loss(
 def load_embedded(config, c, clip: Clip, texts: bool, images: bool) -> dict[str, np.ndarray]:
     """Tokens (N, P, L) and image embeddings (N, D) of the training scenes, of config's lengths;
     with `texts` text embeddings (N, P, D), with `images` the pictures."""
-    batches = load_captioned(config, c)
+    batches = data.captioned(tokenizer(config).encode, config.size, c)
     batches["image_embedding"] = clip.images(batches["image"])
     if texts:
         tokens = batches["tokens"]

@@ -6,6 +6,7 @@ which is what makes guidance measurable.
 """
 
 import re
+from collections.abc import Callable
 from itertools import permutations
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from common.scenes.scene import COLOURS, SHAPES, Scene
 
 MAX_WORDS = 23  # no caption is longer
+PHRASINGS = 4  # captions that training keeps of each picture
 EXAMPLES = (  # what previews and the main job draw
     "a small red ball above a large blue cube",
     "a photo of a large yellow star",
@@ -89,6 +91,15 @@ def caption(scene: Scene, rng: np.random.Generator, rho: float = 0.0) -> str:
     elif told[2]:
         words.insert(0, "a " + _pick(rng, STYLE_PREFIXES[scene.style]))
     return " ".join(words)
+
+
+def phrasings(
+    scenes: list[Scene], encode: Callable, seed: int, rho: float = 0.0
+) -> np.ndarray:
+    """PHRASINGS captions of each scene, encode(texts) -> (M, L): (N, PHRASINGS, L)."""
+    rng = np.random.default_rng(seed)
+    tokens = encode([caption(scene, rng, rho) for scene in scenes for _ in range(PHRASINGS)])
+    return tokens.reshape(len(scenes), PHRASINGS, -1)
 
 
 def _noun(obj, rng: np.random.Generator, rho: float) -> str:
