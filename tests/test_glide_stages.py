@@ -2,13 +2,14 @@
 
 import struct
 import zlib
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from helpers import made, program
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
@@ -290,6 +291,20 @@ def test_accuracies_per_quarter_of_t_add_up_to_the_accuracy():
     keys = train.example_keys(jax.random.key(0), 0, 16)
     _, metrics = jax.jit(classifier.make_loss(config))(weights, batch, keys)
     assert_allclose(sum(float(v) for v in metrics.values()) / 4, 0.5)
+
+
+def test_class_models_begin_with_glides_u_net_and_labels_of_their_own(params, tmp_path):
+    path = tmp_path / "glide.safetensors"
+    checkpoint.save_weights(path, params, {"model": "glide", "config": asdict(TINY)})
+    config = classes.PRESETS["tiny"]
+    begun = classes.begin_with_glide(config, path)(jax.random.key(3))
+    fresh = classes.init_params(config, jax.random.key(3))
+    assert jax.tree.map(jnp.shape, begun) == jax.tree.map(jnp.shape, fresh)
+    assert_allclose(begun["conv_in"]["kernel"], params["unet"]["conv_in"]["kernel"], atol=1e-3)
+    new = set(flatten_dict(begun)) - set(flatten_dict(params["unet"]))
+    assert new and all("label" in "/".join(name) or "class" in "/".join(name) for name in new), new
+    with pytest.raises(ValueError, match="is no base of these weights"):
+        classes.begin_with_glide(classes.PRESETS["wide"], path)
 
 
 def test_weights_of_another_model_are_refused_by_name(tmp_path):

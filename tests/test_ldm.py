@@ -454,6 +454,17 @@ def test_training_begins_with_the_words_of_other_weights_of_the_same_shape(train
         init_with(MODELS["small"], None, tmp_path / "glide.safetensors")
 
 
+def test_training_goes_on_from_weights_of_the_same_model_alone(trained):
+    path = trained / "latent" / "weights.safetensors"
+    begun = init_with(TINY, path, None)(jax.random.key(5))
+    wanted = {k: v for k, v in load(path)[1].items() if k != "first_stage"}
+    jax.tree.map(assert_allclose, begun, wanted)
+    with pytest.raises(ValueError, match="is no base of these weights: cannot begin"):
+        init_with(MODELS["small"], path, None)
+    with pytest.raises(ValueError, match="leave out text"):
+        init_with(TINY, path, path)
+
+
 def test_weights_without_their_first_stage_or_beside_another_are_refused(trained, tmp_path, capsys):
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes((trained / "latent" / "weights.safetensors").read_bytes())
