@@ -7,7 +7,6 @@ further label, NULL, stands for "any". Dhariwal & Nichol 2021, section 4.
 """
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -15,7 +14,6 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from common import checkpoint, data, devices, plot, run, sampler, train
 from common.devices import CHUNK, in_chunks
@@ -24,12 +22,16 @@ from common.process import to_float, to_uint8
 from common.scenes.scene import COLOURS, HELD_OUT, SHAPES
 from common.unet import UNet, UNetConfig
 from glide.model import SMALL, TINY, denoising_loss, make_schedule, predict
-from glide.model import load as load_glide
 
 CLASSES = tuple((shape, colour) for shape in SHAPES for colour in COLOURS)
 SEEN = tuple(i for i, c in enumerate(CLASSES) if c not in HELD_OUT)  # those that training shows
 NULL = len(CLASSES)  # the label of no class
 NAMES = (*(f"{colour} {shape}" for shape, colour in CLASSES), "any")
+
+
+def caption(label: int) -> str:
+    """A class in words: "an orange cube"; of NULL none."""
+    return "" if label == NULL else f"a{'n' * (NAMES[label][0] in 'aeiou')} {NAMES[label]}"
 
 
 def _adm(unet: UNetConfig) -> UNetConfig:
@@ -66,25 +68,6 @@ def init_params(config: ClassesConfig, key: jax.Array) -> dict:
     return UNet(config.unet).init(key, x, one, label=one)["params"]
 
 
-def begin_with_glide(config: ClassesConfig, path: Path) -> Callable[[jax.Array], dict]:
-    """init(key) -> params that are the U-Net's of GLIDE's weights; the labels start afresh.
-
-    What only words need stays behind. ValueError: a U-Net of another shape.
-    """
-    base = flatten_dict(load_glide(path)[1]["unet"])
-
-    def init(key):
-        fresh = init_params(config, key)
-        mine = {k: v for k, v in base.items() if k in flatten_dict(fresh)}
-        return train.begin_with(unflatten_dict(mine), fresh)
-
-    try:
-        jax.eval_shape(init, jax.random.key(0))
-    except ValueError as error:
-        raise ValueError(f"{path} is no base of these weights: {error}") from None
-    return init
-
-
 def denoiser(config: ClassesConfig, params: dict) -> Denoiser:
     """denoise(x, t, {"label": (B,)}) -> Prediction; the label NULL is the unconditional model."""
 
@@ -115,7 +98,6 @@ class ClassesTrainConfig(run.RunConfig):
 
     out: Path = Path("runs/classes")  # checkpoints, samples, metrics.jsonl, weights.safetensors
     preset: Literal[tuple(PRESETS)] = "small"  # which model
-    base: Path | None = None  # GLIDE's weights, whose U-Net to begin with
     drop: float = 0.1  # probability that a label becomes NULL
     late: float = 1.0  # times are drawn in proportion to t^late; 0 is uniform, as in the paper
 
@@ -192,7 +174,7 @@ def main(c: ClassesTrainConfig) -> None:
         c,
         model="glide.classes",
         config=config,
-        init=begin_with_glide(config, c.base) if c.base else lambda key: init_params(config, key),
+        init=lambda key: init_params(config, key),
         loss_fn=make_loss(config, c.drop, c.late),
         batches=load_labelled(config.size),
         sample=sample,

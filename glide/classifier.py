@@ -15,12 +15,15 @@ import numpy as np
 import optax
 
 from common import checkpoint, devices, run, sampler, train
-from common.guidance import gradient_guidance, mean_shift
+from common.guidance import Denoiser, gradient_guidance, mean_shift
 from common.process import to_float, to_uint8
 from common.unet import Encoder, UNetConfig
-from glide import classes
+from glide import classes, model
 from glide.classes import CLASSES, NULL, load_labelled
-from glide.model import SMALL, make_schedule
+from glide.model import SMALL, GlideConfig, encode_text, make_schedule, tokenizer
+
+Under = classes.ClassesConfig | GlideConfig  # the models that it guides
+SHIPPED = Path(__file__).parent / "weights" / "classifier.safetensors"
 
 
 def _encoder(unet: UNetConfig) -> UNetConfig:
@@ -92,9 +95,23 @@ def make_loss(config: ClassifierConfig) -> train.LossFn:
     return loss_fn
 
 
+def told(config: Under, labels: np.ndarray) -> np.ndarray:
+    """What tells the model underneath its classes: labels (B,), or GLIDE words, tokens (B, L)."""
+    if isinstance(config, GlideConfig):
+        return tokenizer(config).encode([classes.caption(label) for label in labels])
+    return labels
+
+
+def underneath(config: Under, params: dict, given: jax.Array) -> tuple[Denoiser, dict]:
+    """(denoise, cond) of the model that is guided, given what `told` says."""
+    if isinstance(config, GlideConfig):
+        return model.denoiser(config, params), encode_text(config, params, given)
+    return classes.denoiser(config, params), {"label": given}
+
+
 @functools.cache
-def compiled(config: classes.ClassesConfig, judge: ClassifierConfig, steps: int, how: str):
-    """run(params, judge_params, given (B,), wanted (B,), scale, key) -> uint8 (B, H, W, 3)."""
+def compiled(config: Under, judge: ClassifierConfig, steps: int, how: str):
+    """run(params, judge_params, given, wanted (B,), scale, key) -> uint8 (B, H, W, 3)."""
     schedule = make_schedule(config)
     ts = sampler.timesteps(config.T, steps)
 
@@ -102,9 +119,10 @@ def compiled(config: classes.ClassesConfig, judge: ClassifierConfig, steps: int,
         x_key, step_key = jax.random.split(key)
         shape = (len(given), config.size, config.size, config.channels)
         x = sampler.noise_like(x_key, jnp.zeros(shape))
-        denoise, of_label = classes.denoiser(config, params), log_prob(judge, judge_params)
+        of_label = log_prob(judge, judge_params)
         towards = lambda x, t, cond: of_label(x, t, {"label": wanted})  # noqa: E731
-        args, options = (schedule, x, ts, {"label": given}, step_key), {"x0_fn": sampler.clip_x0}
+        denoise, cond = underneath(config, params, given)
+        args, options = (schedule, x, ts, cond, step_key), {"x0_fn": sampler.clip_x0}
         if how == "ddim":
             guided = gradient_guidance(denoise, towards, schedule, scale)
             return to_uint8(sampler.sample(guided, *args, **options))
@@ -116,7 +134,7 @@ def compiled(config: classes.ClassesConfig, judge: ClassifierConfig, steps: int,
 
 
 def draw(
-    model: tuple[classes.ClassesConfig, dict],
+    under: tuple[Under, dict],
     judge: tuple[ClassifierConfig, dict],
     labels: np.ndarray,
     *,
@@ -129,13 +147,13 @@ def draw(
 ) -> np.ndarray:
     """uint8 (B, H, W, 3) of B labels, by the classifier's gradient; scale 0 is the model alone.
 
-    conditional: does the model underneath get the label, too? how: ancestral steps whose mean moves
-    by scale Sigma grad, taken at x_t (as ADM's code does) or at the mean (as its Algorithm 1), or
-    DDIM with guided eps (Algorithm 2).
+    under: a class model, or GLIDE, which is told the class in words; conditional: is it told? how:
+    ancestral steps whose mean moves by scale Sigma grad, taken at x_t (as ADM's code does) or at
+    the mean (as its Algorithm 1), or DDIM with guided eps (Algorithm 2).
     """
-    (config, params), (judge_config, judge_params) = model, judge
+    (config, params), (judge_config, judge_params) = under, judge
     wanted = np.asarray(labels, np.int32)
-    given = wanted if conditional else np.full_like(wanted, NULL)
+    given = told(config, wanted if conditional else np.full_like(wanted, NULL))
     run, key = compiled(config, judge_config, steps, how), jax.random.key(seed)
 
     def some(rows, i):

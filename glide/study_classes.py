@@ -9,25 +9,22 @@ from common import metrics, plot
 from glide import classes as labelled
 from glide import classifier
 from glide.classes import NAMES, SEEN
+from glide.sample import draw
 from glide.scoring import band, claim, line, made_by, preferences, quality, trained
 
-MODEL = Path("runs/classes/weights.safetensors")
 WIDE = Path("runs/classes_wide/weights.safetensors")
 NARROW = Path("runs/classes_narrow/weights.safetensors")
-CLASSIFIER = Path("runs/classifier/weights.safetensors")
 MAKE = {
-    MODEL: "train-classes --base glide/weights/small.safetensors --steps 800",
     WIDE: "train-classes --preset wide --steps 6000 --out runs/classes_wide",
     NARROW: "train-classes --preset narrow --steps 6000 --out runs/classes_narrow",
-    CLASSIFIER: "train-classifier --preset wide --steps 1000",
 }
 SCALES = (0, 1, 10)
 WIDTH_SCALES = (1, 2, 3, 4)
 
 
-def opened(path: Path, load=labelled.load) -> tuple:
-    """(config, params, metadata) of weights that are not shipped."""
-    return load(trained(path, MAKE.get(path, "train-classes")))
+def opened(path: Path) -> tuple:
+    """(config, params, metadata) of class models that are not shipped."""
+    return labelled.load(trained(path, MAKE.get(path, "train-classes")))
 
 
 def described(c, images: np.ndarray, real: np.ndarray) -> dict[str, dict]:
@@ -41,17 +38,19 @@ def wanted(c) -> np.ndarray:
 
 
 def prompts(c) -> list[str]:
-    return [f"a {NAMES[i]}".replace("a orange", "an orange") for i in wanted(c)]
+    return [labelled.caption(i) for i in wanted(c)]
 
 
 def classes(c, models: list) -> tuple[list[dict], list[dict], object]:
     """{unconditional, class-conditional} x scale: FD-scenes, precision, recall, class right.
 
+    The model underneath is GLIDE, told no words, or the class in words.
+
     Ancestral steps with the learned variance and the mean shifted by scale Sigma grad, as there;
-    and at scale 1 the gradient at the mean, DDIM, and classifier-free guidance in half the steps,
+    and the gradient at the mean, DDIM, and classifier-free guidance in half the steps,
     which evaluates the network as often.
     """
-    (*model, made), (*judge, judge_made) = opened(MODEL), opened(CLASSIFIER, classifier.load)
+    (*model, made), (*judge, judge_made) = models[0], classifier.load(classifier.SHIPPED)
     real = labelled.load_labelled(model[0].size, "test")["image"]
     options = {"steps": c.steps, "seed": c.seed, "progress": True}
     plan = [(name, scale, "x_t") for name in ("unconditional", "conditional") for scale in SCALES]
@@ -65,9 +64,8 @@ def classes(c, models: list) -> tuple[list[dict], list[dict], object]:
         print(name, scale, how, line(rows[name, scale, how]))
         pictures += [images[:8]] if how == "x_t" else []
     half = max(1, c.steps // 2)
-    images = labelled.draw(*model, wanted(c), guidance_scale=3.0, ancestral=True,
-                           **options | {"steps": half})  # fmt: skip
-    free = {"model": "conditional", "guidance_scale": 3, "how": "classifier-free, half the steps",
+    images = draw(*model, prompts(c), guidance_scale=3.0, **options | {"steps": half})
+    free = {"model": "conditional", "guidance_scale": 3, "how": "classifier-free DDIM, half",
             **described(c, images, real)}  # fmt: skip
     print("classifier-free", line(free))
     of = lambda name, scale: rows[name, scale, "x_t"]  # noqa: E731

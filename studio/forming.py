@@ -21,7 +21,7 @@ from common.clip import ClipConfig
 from common.guidance import classifier_free, gradient_guidance, mean_shift
 from common.process import to_float, to_uint8
 from common.schedule import Schedule
-from glide import classes, classifier, clip_guidance
+from glide import classifier, clip_guidance
 from glide.inpaint import known
 from sdedit import sde
 
@@ -79,16 +79,16 @@ def captioned(config: glide.model.GlideConfig, guide: ClipConfig | None = None):
 
 
 @functools.cache
-def classified(config: classes.ClassesConfig, judge: classifier.ClassifierConfig):
-    """run of ADM without a class, guided by a classifier: (..., params, judge_params, label,
-    scale, key). Ancestral steps: one picture a piece."""
-    schedule = classes.make_schedule(config)
+def classified(config: glide.model.GlideConfig, judge: classifier.ClassifierConfig):
+    """run of GLIDE without words, guided by a classifier: (..., params, judge_params, tokens,
+    label, scale, key). Ancestral steps: one picture a piece."""
+    schedule = glide.model.make_schedule(config)
 
-    def run(x, ts, params, judge_params, label, scale, key):
+    def run(x, ts, params, judge_params, tokens, label, scale, key):
         log_prob = classifier.log_prob(judge, judge_params)
         shift = mean_shift(lambda x, t, cond: log_prob(x, t, {"label": label}), scale)
-        cond = {"label": jnp.full_like(label, classes.NULL)}
-        x = sampler.ancestral(classes.denoiser(config, params), schedule, x, ts, cond, key,
+        denoise, cond = classifier.underneath(config, params, tokens)
+        x = sampler.ancestral(denoise, schedule, x, ts, cond, key,
                               variance="learned", x0_fn=sampler.clip_x0, shift=shift)  # fmt: skip
         return x, to_uint8(x)
 

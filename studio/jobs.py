@@ -17,7 +17,7 @@ from common import clip, data, plot, sampler
 from common.scenes import reader
 from common.scenes.captions import VOCABULARY, canonical, claims
 from common.text import WordTokenizer
-from glide import classes, classifier, inpaint, model, sample, search, study_classes
+from glide import classes, classifier, inpaint, model, sample, search
 from glide import clip as glide_clip
 from studio import forming
 from studio.forming import ONE, STEPS, Frames
@@ -137,16 +137,17 @@ from glide.sample import JUDGE, SHIPPED
 
 @dataclass(frozen=True)
 class ClassifierGuidance(Guidance):
-    """An unconditional model, guided by the gradient of a classifier: one object of one colour."""
+    """GLIDE without words, guided by the gradient of a classifier: one object of one colour."""
 
-    needs = (study_classes.MODEL, study_classes.CLASSIFIER)
+    needs = (sample.SHIPPED, classifier.SHIPPED)
     scales = (0.0, 1.0, 3.0, 10.0)
     head = """\
-from glide import classes, classifier
-from glide.study_classes import CLASSIFIER, MODEL
+from glide import classifier
+from glide.model import load
+from glide.sample import SHIPPED
 """
-    setup = "model, judge = classes.load(MODEL)[:2], classifier.load(CLASSIFIER)[:2]\n"
-    call = """classifier.draw(model, judge, [{label}], conditional=False,
+    setup = "glide, judge = load(SHIPPED)[:2], classifier.load(classifier.SHIPPED)[:2]\n"
+    call = """classifier.draw(glide, judge, [{label}], conditional=False,
     guidance_scale={guidance_scale}, steps={STEPS}, seed={seed})[0]"""
 
     @property
@@ -157,9 +158,11 @@ from glide.study_classes import CLASSIFIER, MODEL
         return classes.CLASSES.index((named[0]["shape"], named[0]["colour"]))
 
     def guided(self) -> Frames:
-        config, params, _ = load(classes, self.needs[0])
+        config, params, _ = load(model, self.needs[0])
         judge, judge_params, _ = load(classifier, self.needs[1])
-        given = params, judge_params, np.array([self.label]), np.float32(self.guidance_scale)
+        words = classifier.told(config, [classes.NULL])
+        given = (params, judge_params, words, np.array([self.label]),
+                 np.float32(self.guidance_scale))  # fmt: skip
         x, key = forming.start((config.size, config.size, config.channels), self.seed)
         run, ts = forming.classified(config, judge), sampler.timesteps(config.T, STEPS)
         return forming.stream(run, x, ts, *given, key)

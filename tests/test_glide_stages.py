@@ -2,14 +2,13 @@
 
 import struct
 import zlib
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
 from helpers import made, program
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
@@ -20,7 +19,16 @@ from common.process import Prediction, to_float
 from glide import classes, classifier
 from glide.__main__ import COMMANDS
 from glide.inpaint import inpaint, known, random_keep_mask
-from glide.model import PRESETS, TINY, Glide, for_inpainting, init_params, load, make_schedule
+from glide.model import (
+    PRESETS,
+    TINY,
+    Glide,
+    for_inpainting,
+    init_params,
+    load,
+    make_schedule,
+    tokenizer,
+)
 from glide.train import denoising_loss, make_loss
 from glide.upsampler import times, upsample
 
@@ -279,6 +287,19 @@ def test_pictures_guided_by_a_classifier_are_of_its_class_more_and_scale_0_is_th
     assert (free != drawn[0]).any()
 
 
+def test_a_classifier_guides_glide_which_is_told_the_class_in_words_or_nothing(params):
+    judge = (of := classifier.PRESETS["tiny"]), made(lambda key: classifier.init_params(of, key))
+    assert classes.caption(1) == "an orange ball" and classes.caption(classes.NULL) == ""
+    tokens = tokenizer(TINY).encode(["an orange ball", ""])
+    assert_array_equal(classifier.told(TINY, [1, classes.NULL]), tokens)
+    options = {"guidance_scale": 0.0, "steps": 2}
+    told = [classifier.draw((TINY, params), judge, y, **options) for y in ([3, 3], [40, 40])]
+    free = [classifier.draw((TINY, params), judge, y, conditional=False, **options)
+            for y in ([3, 3], [40, 40])]  # fmt: skip
+    assert (told[0] != told[1]).any() and (told[0] != free[0]).any()
+    assert_array_equal(*free)
+
+
 def test_accuracies_per_quarter_of_t_add_up_to_the_accuracy():
     config = classifier.PRESETS["tiny"]
     weights = made(lambda key: classifier.init_params(config, key))
@@ -291,20 +312,6 @@ def test_accuracies_per_quarter_of_t_add_up_to_the_accuracy():
     keys = train.example_keys(jax.random.key(0), 0, 16)
     _, metrics = jax.jit(classifier.make_loss(config))(weights, batch, keys)
     assert_allclose(sum(float(v) for v in metrics.values()) / 4, 0.5)
-
-
-def test_class_models_begin_with_glides_u_net_and_labels_of_their_own(params, tmp_path):
-    path = tmp_path / "glide.safetensors"
-    checkpoint.save_weights(path, params, {"model": "glide", "config": asdict(TINY)})
-    config = classes.PRESETS["tiny"]
-    begun = classes.begin_with_glide(config, path)(jax.random.key(3))
-    fresh = classes.init_params(config, jax.random.key(3))
-    assert jax.tree.map(jnp.shape, begun) == jax.tree.map(jnp.shape, fresh)
-    assert_allclose(begun["conv_in"]["kernel"], params["unet"]["conv_in"]["kernel"], atol=1e-3)
-    new = set(flatten_dict(begun)) - set(flatten_dict(params["unet"]))
-    assert new and all("label" in "/".join(name) or "class" in "/".join(name) for name in new), new
-    with pytest.raises(ValueError, match="is no base of these weights"):
-        classes.begin_with_glide(classes.PRESETS["wide"], path)
 
 
 def test_weights_of_another_model_are_refused_by_name(tmp_path):

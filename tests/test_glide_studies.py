@@ -122,8 +122,8 @@ def test_every_part_goes_from_weights_to_numbers_and_a_figure(part, room, tmp_pa
         (study_clip, "CFG", (1, 3)), (study_clip, "NOISED", (2,)), (study_clip, "CLEAN", ()),
         (study_clip, "GUIDE", room / "noised.safetensors"),
         (study_clip, "JUDGE", room / "clip.safetensors"),
-        (study_classes, "MODEL", room / "classes.safetensors"),
-        (study_classes, "CLASSIFIER", room / "classifier.safetensors"),
+        (study_classes, "WIDE", room / "classes.safetensors"),
+        (classifier, "SHIPPED", room / "classifier.safetensors"),
         (study_classes, "SCALES", (0, 10)),
         (inpaint, "SHIPPED", room / "inpaint.safetensors"),
         (study_holes, "UPSAMPLER", room / "up.safetensors"),
@@ -133,6 +133,7 @@ def test_every_part_goes_from_weights_to_numbers_and_a_figure(part, room, tmp_pa
         real, begin = data.load("scenes", "test", size=32)["image"], iter(range(0, 400, 8))
         fake = lambda a, b, labels, **options: real[(i := next(begin)) : i + len(labels)]  # noqa: E731
         monkeypatch.setattr(classes, "draw", fake)
+        monkeypatch.setattr(study_classes, "draw", fake)
         monkeypatch.setattr(classifier, "draw", fake)
     c = StudyConfig(part=part, num=8, steps=2, weights=(room / "small.safetensors",), out=tmp_path)
     study.main(c)
@@ -158,7 +159,7 @@ def test_the_printed_command_names_every_option_that_was_changed(room, tmp_path)
         assert option in command
 
 
-MISSING = {"guidance": "train --base", "clip": "train-clip --noised", "classes": "train-classes",
+MISSING = {"guidance": "train --base", "clip": "train-clip --noised",
            "widths": "train-classes"}  # fmt: skip
 
 
