@@ -70,12 +70,14 @@ def run_with_devices(node):
 
 
 @pytest.fixture(autouse=True)
-def as_a_student(monkeypatch):
-    """No display, short runs, and jax as it comes."""
+def as_a_student(monkeypatch, request):
+    """No display, short runs, and jax as it comes; programs that draw much are optimised."""
     for name, value in STUDENT.items():
         monkeypatch.setenv(name, value)
     with jax.numpy_rank_promotion("allow"), jax.debug_key_reuse(False):
-        jax.config.update(HASTY, False)  # lessons draw more than they compile
+        path = getattr(request.node, "callspec", None) and request.node.callspec.params.get("path")
+        if path and "SHIPPED" in path.read_text():  # others compile more than they draw
+            jax.config.update(HASTY, False)
         yield
     jax.config.update(HASTY, os.environ.get(HASTY.upper()) == "1")
     import matplotlib.pyplot as plt
