@@ -65,16 +65,6 @@ def eps_from(
     return eps_from_x0(schedule, x, t, output) if predicts == "x0" else output
 
 
-def x0_weight(schedule: Schedule, t: jax.Array, ndim: int, most: float) -> jax.Array:
-    """(B, 1, ...) weight of a square error in x0: clip(signal_t^2 / noise_t^2, 1, most).
-
-    The least is Salimans & Ho's (2022, section 4, "truncated SNR"), the most Hang et al.'s (2023).
-    At weight 1 what is seen through little noise counts for nearly nothing, and stays blurred.
-    """
-    signal, noise = schedule.at(t, ndim)
-    return jnp.clip((signal / noise) ** 2, 1, most)
-
-
 def score_from_eps(schedule: Schedule, t: jax.Array, eps: jax.Array) -> jax.Array:
     """score = grad_x log p(x_t) = -eps / noise_t, for t >= 1 (Song et al. 2021)."""
     return -eps / schedule.at(t, eps.ndim)[1]

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from common import checkpoint, data, devices, plot, run, train
-from common.process import target, to_float, x0_weight
+from common.process import target, to_float
 from common.scenes.captions import EXAMPLES, phrasings
 from ldm import autoencoder, retrieval
 from ldm.inpaint import inpaint, masked, random_edit_mask
@@ -34,7 +34,6 @@ from ldm.semantic import PALETTE, paint, segment
 from ldm.upscale import shrink, upscale
 
 MEASURED = 512  # latents that the scale is measured on
-SHARP = 10.0  # highest weight of an error in x0, see process.x0_weight
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,6 @@ def make_loss(
     uint8 (B, ..., 3), of which the masked one is encoded by the params first_stage.
     Rombach et al. 2022, eq. 3.
     Paper: times are uniform (late 0, see glide/model.py); inpainting and others take |error|.
-    An error in x0 is weighted: without it every edge was round.
     """
     schedule = make_schedule(config)
     weights = jnp.arange(1, config.T + 1) ** late if late else None
@@ -146,10 +144,7 @@ def make_loss(
 
         z, t, eps = train.noise_batch(schedule, z0, noise_keys, weights)
         output = Ldm(config).apply({"params": params}, z, t, cond)
-        error = jnp.square(output - target(config.prediction, schedule, z0, t, eps))
-        if config.prediction == "x0":
-            error *= x0_weight(schedule, t, z.ndim, SHARP)
-        return error.mean()
+        return jnp.square(output - target(config.prediction, schedule, z0, t, eps)).mean()
 
     return loss_fn
 

@@ -109,15 +109,6 @@ def test_eps_comes_back_from_what_a_network_is_trained_to_predict(predicts):
     np.testing.assert_allclose(found, eps, atol=2e-4)  # x0 at t = 1 is divided by noise
 
 
-def test_an_error_in_x0_weighs_its_signal_to_noise_ratio_between_1_and_the_most():
-    s = SCHEDULES["linear"]
-    ratio = np.square(np.asarray(s.signal, np.float64) / np.maximum(s.noise, 1e-9))
-    t = np.array([1, 100, 200, 300, 1000])
-    weight = process.x0_weight(s, jnp.asarray(t), 3, 10.0)
-    assert weight.shape == (5, 1, 1) and ratio[100] < 10 < ratio[1] and ratio[300] < 1 < ratio[200]
-    np.testing.assert_allclose(weight[:, 0, 0], [10, ratio[100], ratio[200], 1, 1], rtol=1e-4)
-
-
 # Posterior
 
 
