@@ -6,7 +6,7 @@ judges is trained on clean ones with another seed.
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -43,6 +43,7 @@ class ClipTrainConfig(run.RunConfig):
     group: int = 8  # pictures of the same colours that stay together; 1: all at random, as in CLIP
     lr: float = 1e-3  # AdamW; warms up, then falls to 0 as a cosine
     preset: Literal["tiny", "small"] = "small"  # which model
+    base: Path | None = None  # weights to begin with, a noised CLIP also with a clean one's
     noised: bool = False  # train on x_t, t uniform, with a token per time: what guidance needs
     size: int = 32  # pixels, 32 or 64
     weight_decay: float = 0.2  # of matrices and embeddings, not of biases, gains and the scale
@@ -65,9 +66,7 @@ def make_loss(config: ClipConfig, axis_name: str | None = None) -> train.LossFn:
             batch = {name: rows.reshape(-1, *rows.shape[2:]) for name, rows in batch.items()}
         x, t = to_float(batch["image"]), None
         noise_keys, phrase_keys = jax.vmap(lambda key: tuple(jax.random.split(key)))(keys)
-        phrasings = batch["tokens"].shape[1]
-        pick = jax.vmap(lambda key: jax.random.randint(key, (), 0, phrasings))(phrase_keys)
-        tokens = jnp.take_along_axis(batch["tokens"], pick[:, None, None], axis=1)[:, 0]
+        tokens = train.one_phrasing(phrase_keys, batch, ("tokens",))["tokens"]
         if schedule:
             x, t, _ = train.noise_batch(schedule, x, noise_keys)
         image, text, log_scale = clip.Clip(config).apply({"params": params}, x, tokens, t)
@@ -87,6 +86,24 @@ def in_groups(batches: dict, scenes: Sequence[Scene], group: int, seed: int) -> 
     order = sorted(random, key=lambda i: sorted(o.colour for o in scenes[i].objects))
     order = np.array(order)[: len(scenes) // group * group].reshape(-1, group)
     return {name: rows[order] for name, rows in batches.items()}
+
+
+def begin_with(config: ClipConfig, path: Path) -> Callable[[jax.Array], dict]:
+    """init(key) -> params of other weights; a clean CLIP's class token is that of every time.
+
+    ValueError: weights of another shape.
+    """
+    _, params, _ = load(path)
+    image = dict(params["image"])
+    if config.T and "class" in image:
+        image["time"] = jnp.broadcast_to(image.pop("class"), (config.T, config.width))
+    base = {**params, "image": image}
+    init = lambda key: train.begin_with(base, clip.init_params(config, key))  # noqa: E731
+    try:
+        jax.eval_shape(init, jax.random.key(0))
+    except ValueError as error:
+        raise ValueError(f"{path} is no base of this CLIP: {error}") from None
+    return init
 
 
 def optimiser(c: ClipTrainConfig) -> optax.GradientTransformation:
@@ -114,7 +131,7 @@ def main(c: ClipTrainConfig) -> None:
         c,
         model="glide.clip",
         config=config,
-        init=lambda key: clip.init_params(config, key),
+        init=begin_with(config, c.base) if c.base else lambda key: clip.init_params(config, key),
         loss_fn=make_loss(config, None if c.hosts > 1 else devices.AXIS),
         batches=batches,
         tx=optimiser(c),

@@ -25,7 +25,10 @@ from glide.scoring import (
 )
 
 GUIDE = Path("runs/clip_noised/weights.safetensors")
-MAKE_GUIDE = "train-clip --noised --steps 800 --out runs/clip_noised"
+MAKE_GUIDE = (
+    "train-clip --noised --base glide/weights/clip.safetensors --steps 400 --lr 5e-4 "
+    "--out runs/clip_noised"
+)
 CFG, NOISED, CLEAN = (1, 1.5, 2, 3, 5), (1, 2, 4), (1, 2)  # scales
 PANELS = (("recall", "precision"), ("fd_scenes", "judge_right"), ("fd_scenes", "clip_score"),
           ("fd_scenes", "shape_colour"))  # fmt: skip

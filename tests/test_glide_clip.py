@@ -1,7 +1,7 @@
 """CLIP in GLIDE: what guidance adds to eps, re-ranking, training that resumes, search."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import jax
@@ -231,6 +231,21 @@ def test_training_stopped_halfway_resumes_to_the_last_bit(scenes, tmp_path, monk
     assert metadata["recipe"]["command"].startswith("python -m glide train-clip --steps 6")
     with pytest.raises(checkpoint.CheckpointError, match="rho is 0.1 there, 0.2 here"):
         glide_clip.main(replace(settings(whole), rho=0.2))
+
+
+def test_a_noised_clip_begins_with_a_clean_one_whose_class_token_is_that_of_every_time(tmp_path):
+    params = random_params(TINY)
+    path = tmp_path / "clip.safetensors"
+    checkpoint.save_weights(path, params, {"model": "glide.clip", "config": asdict(TINY)})
+    noised = replace(TINY, T=1000)
+    begun = glide_clip.begin_with(noised, path)(jax.random.key(0))
+    shapes = jax.eval_shape(lambda: clip.init_params(noised, jax.random.key(0)))
+    assert jax.tree.map(jnp.shape, begun) == jax.tree.map(jnp.shape, shapes)
+    mine, theirs = begun["image"], params["image"]
+    assert_allclose(mine["time"], np.tile(theirs["class"], (1000, 1)), atol=2e-3)
+    assert_allclose(mine["patch"]["kernel"], theirs["patch"]["kernel"], atol=2e-3)
+    with pytest.raises(ValueError, match="is no base of this CLIP"):
+        glide_clip.begin_with(clip.SMALL, path)
 
 
 def test_groups_are_of_the_same_colours_and_compared_as_one_batch():
