@@ -29,7 +29,7 @@ from ldm.upscale import shrink, upscale
 SCALES = (0, 1, 2, 3, 5, 8)
 SHOWN = (0, 2, 8)  # none, enough, too much
 STEPS = (5, 10, 25, 50)
-QUICK = {"num": 96, "autoencoder_steps": 250, "latent_steps": 300, "examples": 4_000}
+QUICK = {"num": 96, "autoencoder_steps": 1_000, "latent_steps": 300, "examples": 4_000}
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class StudyConfig:
     """`python -m ldm study`: what the README's tables and the lessons' figures are made of."""
 
     part: Literal["guidance", "factors", "vq", "rescale", "speed", "upscale"] = "guidance"
-    quick: bool = False  # the sizes of QUICK where none are given: 40 core-minutes for four parts
+    quick: bool = False  # the sizes of QUICK where none are given: an hour of a core for four parts
     num: int = 256  # captions, or pictures
     guidance_scale: float = 3.0  # where it is not what varies
     steps: int = 25  # of the sampler, where they are not what varies
@@ -46,7 +46,7 @@ class StudyConfig:
     weights: Path = SHIPPED  # of part guidance
     preset: Literal["tiny", "small"] = "small"  # what the other parts train
     factors: tuple[Literal[1, 2, 4, 8, 16], ...] = (1, 2, 4, 8, 16)
-    autoencoder_steps: int = 1_000  # training of each first stage
+    autoencoder_steps: int = 3_000  # training of each first stage
     latent_steps: int = 1_200  # of each latent model; factors: a quarter and half of it, too
     examples: int = 8_000  # pictures that both are trained on
     runs: Path = Path("runs/ldm_study")  # where the trainings are kept
