@@ -21,7 +21,8 @@ from common.guidance import Denoiser, classifier_free
 from common.process import to_float, to_uint8
 from common.scenes.scene import COLOURS, HELD_OUT, SHAPES
 from common.unet import UNet, UNetConfig
-from glide.model import SMALL, TINY, denoising_loss, make_schedule, predict
+from glide.loss import denoising_loss
+from glide.model import SMALL, TINY, make_schedule, predict
 
 CLASSES = tuple((shape, colour) for shape in SHAPES for colour in COLOURS)
 SEEN = tuple(i for i, c in enumerate(CLASSES) if c not in HELD_OUT)  # those that training shows

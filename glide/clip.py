@@ -1,7 +1,7 @@
 """CLIP on captioned scenes: its training, and how well it tells classes and finds pictures.
 
-The CLIP that guides (clip_guidance.py) is trained on noised pictures x_t (--noised); the CLIP that
-judges is trained on clean ones with another seed.
+The CLIP that guides (clip_guidance.py) is trained on noised pictures x_t (--noised), the CLIP that
+judges on clean ones; with --base the one begins with the other, which then is no judge of it.
 """
 
 import json

@@ -13,9 +13,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from common import checkpoint, schedule, train
+from common import checkpoint, schedule
 from common.guidance import Denoiser
-from common.process import Prediction, eps_from, target
+from common.process import Prediction, eps_from
 from common.scenes.captions import VOCABULARY
 from common.schedule import Schedule
 from common.text import TextConfig, TextEncoder, WordTokenizer
@@ -192,22 +192,6 @@ def predict(config: GlideConfig, output: jax.Array, x: jax.Array, t: jax.Array) 
     """Network output (B, H, W, 6) -> Prediction: the one border where its meaning is known."""
     value, v = jnp.split(output, 2, axis=-1)
     return Prediction(eps_from(config.prediction, make_schedule(config), x, t, value), v)
-
-
-def denoising_loss(config, apply, x0: jax.Array, keys: jax.Array, late: float, time_odds=None):
-    """(loss, metrics) of output = apply(x_t, t), whatever else `apply` is given.
-
-    time_odds (T,): times are drawn so, and the loss is weighted back (train.importance_sampled).
-
-    Paper: times are uniform (late 0). What is an object's colour and shape is settled at large t,
-    before it can be seen in x_t; more draws from there teach the words sooner.
-    """
-    schedule = make_schedule(config)
-    weights = jnp.arange(1, schedule.T + 1) ** late if late else time_odds
-    x, t, eps = train.noise_batch(schedule, x0, keys, weights)
-    output = apply(x, t)
-    error = output[..., : config.channels] - target(config.prediction, schedule, x0, t, eps)
-    return train.hybrid_loss(schedule, predict(config, output, x, t), error, x0, x, t, time_odds)
 
 
 def denoiser(config: GlideConfig, params: dict) -> Denoiser:

@@ -83,7 +83,7 @@ def classes(c, models: list) -> tuple[list[dict], list[dict], object]:
         (f"conditional: scale {one} is nearer to real pictures than {most}", "fd_scenes",
          of("conditional", most), of("conditional", one)),
         ("at equal evaluations classifier-free guidance brings the class more often", "class",
-         free, of("unconditional", most)),
+         free, of("conditional", most)),
     ):  # fmt: skip
         tests.append(claim(text, a[key], b[key]))
     labels = [f"{name}, {scale:g}" for name, scale, how in plan if how == "x_t"]

@@ -38,9 +38,10 @@ NAMES = {"fd_scenes": "FD-scenes (lower is better)", "clip_score": "CLIP score o
 
 
 def clip(c, models: list) -> tuple[list[dict], list[dict], object]:
-    """Every kind of guidance over its scale, judged by the reader and by a CLIP of another seed.
+    """Every kind of guidance over its scale, judged by the reader and by a CLIP.
 
-    The un-noised baseline guides with the judge itself, so its CLIP score is marked as such.
+    The un-noised baseline guides with the judge itself, and the noised guide began with its
+    weights, so their CLIP scores are marked as such: only the reader is apart from all.
     """
     config, params, _ = models[0]
     *guide, guide_made = glide_clip.load(trained(GUIDE, MAKE_GUIDE))
@@ -56,7 +57,7 @@ def clip(c, models: list) -> tuple[list[dict], list[dict], object]:
             else:
                 images = clip_guidance.draw((config, params), by, texts, **options)
             rows[kind, scale] = {"guidance": kind, "guidance_scale": scale,
-                                 "judge_guided": by is judge, **by_clip(judge, texts, images),
+                                 "judge_guided": by is not None, **by_clip(judge, texts, images),
                                  **measure(texts, images, real)}  # fmt: skip
             drawn[kind, scale] = images
             print(kind, scale, line(rows[kind, scale]))

@@ -14,11 +14,11 @@ from common import data, plot, run, train
 from common.process import to_float, to_uint8
 from common.scenes.captions import EXAMPLES
 from glide.inpaint import inpaint, known, random_keep_mask
+from glide.loss import denoising_loss
 from glide.model import (
     PRESETS,
     Glide,
     GlideConfig,
-    denoising_loss,
     for_inpainting,
     init_params,
     load,

@@ -112,7 +112,7 @@ def make_loss(
     tokens (B, P, L); label (B,); context (B, k, D); semantic (B, H, W); low_res and image
     uint8 (B, ..., 3), of which the masked one is encoded by the params first_stage.
     Rombach et al. 2022, eq. 3.
-    Paper: times are uniform (late 0, see glide/model.py); inpainting and others take |error|.
+    Paper: times are uniform (late 0, see glide/loss.py); inpainting and others take |error|.
     """
     schedule = make_schedule(config)
     weights = jnp.arange(1, config.T + 1) ** late if late else None
@@ -187,7 +187,7 @@ def optimiser(c: TrainConfig) -> optax.GradientTransformation:
 def init_with(
     config: LdmConfig, base: Path | None, text: Path | None
 ) -> Callable[[jax.Array], dict]:
-    """init(key) -> params, all of them `base`'s, or those of the text transformer `text`'s.
+    """init(key) -> params: `base`'s, or with those of the text transformer of `text`.
 
     Paper: it is learned with the U-Net. What words mean is known already to a GLIDE that has
     learned it; its map into the time embedding is of another U-Net, and starts afresh.
@@ -198,7 +198,13 @@ def init_with(
     path = base or text
     if path is None:
         return lambda key: init_params(config, key)
-    params, _ = checkpoint.load_weights(path)
+    params, metadata = checkpoint.load_weights(path)
+    if base:
+        theirs = metadata.get("config", {})
+        for name in ("autoencoder", "latent_scale", "prediction", "T", "beta_min", "beta_max"):
+            if theirs.get(name) != (own := getattr(config, name)):
+                raise ValueError(f"{base} is no base of these weights: it has {name} "
+                                 f"{theirs.get(name)}, not {own}")  # fmt: skip
     if text:
         words = params.get("text", {}).items()
         params = {"text": {name: leaves for name, leaves in words if name != "pooled"}}

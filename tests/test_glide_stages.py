@@ -19,6 +19,7 @@ from common.process import Prediction, to_float
 from glide import classes, classifier
 from glide.__main__ import COMMANDS
 from glide.inpaint import inpaint, known, random_keep_mask
+from glide.loss import denoising_loss
 from glide.model import (
     PRESETS,
     TINY,
@@ -29,7 +30,7 @@ from glide.model import (
     make_schedule,
     tokenizer,
 )
-from glide.train import denoising_loss, make_loss
+from glide.train import make_loss
 from glide.upsampler import times, upsample
 
 UPSAMPLER = PRESETS["tiny_upsampler"]
@@ -298,6 +299,10 @@ def test_a_classifier_guides_glide_which_is_told_the_class_in_words_or_nothing(p
             for y in ([3, 3], [40, 40])]  # fmt: skip
     assert (told[0] != told[1]).any() and (told[0] != free[0]).any()
     assert_array_equal(*free)
+    pushed = classifier.draw((TINY, params), judge, [3, 3], **options | {"guidance_scale": 300.0})
+    log_prob = jax.jit(classifier.log_prob(*judge))
+    of = lambda x: log_prob(to_float(x), jnp.array([1, 1]), {"label": jnp.array([3, 3])})  # noqa: E731
+    assert np.all(of(pushed) > of(told[0]))
 
 
 def test_accuracies_per_quarter_of_t_add_up_to_the_accuracy():

@@ -456,13 +456,16 @@ def test_training_begins_with_the_words_of_other_weights_of_the_same_shape(train
 
 def test_training_goes_on_from_weights_of_the_same_model_alone(trained):
     path = trained / "latent" / "weights.safetensors"
-    begun = init_with(TINY, path, None)(jax.random.key(5))
-    wanted = {k: v for k, v in load(path)[1].items() if k != "first_stage"}
-    jax.tree.map(assert_allclose, begun, wanted)
+    config, params, _ = load(path)
+    begun = init_with(config, path, None)(jax.random.key(5))
+    jax.tree.map(assert_allclose, begun, {k: v for k, v in params.items() if k != "first_stage"})
+    wider = replace(config, unet=replace(config.unet, width=32))
     with pytest.raises(ValueError, match="is no base of these weights: cannot begin"):
-        init_with(MODELS["small"], path, None)
+        init_with(wider, path, None)
+    with pytest.raises(ValueError, match="it has prediction x0, not eps"):
+        init_with(replace(config, prediction="eps"), path, None)
     with pytest.raises(ValueError, match="leave out text"):
-        init_with(TINY, path, path)
+        init_with(config, path, path)
 
 
 def test_weights_without_their_first_stage_or_beside_another_are_refused(trained, tmp_path, capsys):

@@ -62,7 +62,8 @@ def variations(c, w: World):
         print(f"{name} eta {eta:g}: PSNR {rows[-1]['psnr_db']['value']:.1f} dB, "
               f"shape kept {rows[-1]['kept']['shape']['value']:.3f}")  # fmt: skip
     labels = ["given", *(f"eta {eta:g}" for eta in ETAS), "new noise"]
-    return {"rows": rows}, plot.grid(np.concatenate(films), columns=6, row_labels=labels)
+    found = {"sampler": f"DDIM {steps}, there and back", "rows": rows}
+    return found, plot.grid(np.concatenate(films), columns=6, row_labels=labels)
 
 
 def a(colour: str, shape: str) -> str:
@@ -105,7 +106,8 @@ def text_diffs(c, w: World):
             print(f"{start}, guidance {scale:g}, theta {theta:g}: flipped "
                   f"{rows[-1]['flipped']['both']['value']:.3f}, preserved "
                   f"{rows[-1]['preserved']['value']:.3f}")  # fmt: skip
-    return {"rows": rows, "strip": "a photo of a red ball -> a drawing of a blue cube"}, strip(w)
+    return {"sampler": f"DDIM {steps}, there and back", "rows": rows,
+            "strip": "a photo of a red ball -> a drawing of a blue cube"}, strip(w)  # fmt: skip
 
 
 def strip(w: World, rows: int = 6):

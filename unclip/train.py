@@ -15,7 +15,8 @@ import optax
 from common import data, plot, run, train
 from common.process import to_float
 from common.scenes.captions import EXAMPLES
-from glide.model import denoising_loss, tokenizer
+from glide.loss import denoising_loss
+from glide.model import tokenizer
 from glide.train import TrainConfig as GlideTrainConfig
 from glide.train import optimiser
 from unclip import ar_prior, diffusion_prior, model

@@ -19,7 +19,8 @@ from common.guidance import Denoiser
 from common.process import to_float, to_uint8
 from common.unet import UNet, UNetConfig
 from glide import model as glide
-from glide.model import denoising_loss, make_schedule, predict
+from glide.loss import denoising_loss
+from glide.model import make_schedule, predict
 
 STEPS = 27  # of DDIM; the paper's number for its first upsampler
 SIGMA = 0.6  # of the blur, kernel 3 x 3
