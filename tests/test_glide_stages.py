@@ -235,7 +235,9 @@ def test_a_dropped_label_is_the_unconditional_model():
         keys = train.example_keys(jax.random.key(0), 0, 4)
         loss_fn = jax.jit(classes.make_loss(config, drop))
         losses.append(float(loss_fn(weights, {**batch, "label": label}, keys)[0]))
-    assert losses[0] == losses[1] != losses[2]
+    # Two programs, so rounding may differ.
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert abs(losses[2] - losses[1]) > 1e-5 * losses[1]
 
 
 def test_guidance_0_ignores_the_label_and_every_way_of_sampling_draws():
