@@ -295,7 +295,7 @@ def test_a_classifier_guides_glide_which_is_told_the_class_in_words_or_nothing(p
     assert classes.caption(1) == "an orange ball" and classes.caption(classes.NULL) == ""
     tokens = tokenizer(TINY).encode(["an orange ball", ""])
     assert_array_equal(classifier.told(TINY, [1, classes.NULL]), tokens)
-    options = {"guidance_scale": 0.0, "steps": 2}
+    options = {"guidance_scale": 0.0, "steps": 3}
     told = [classifier.draw((TINY, params), judge, y, **options) for y in ([3, 3], [40, 40])]
     free = [classifier.draw((TINY, params), judge, y, conditional=False, **options)
             for y in ([3, 3], [40, 40])]  # fmt: skip
