@@ -122,12 +122,11 @@ def one_phrasing(
 ) -> dict[str, jax.Array]:
     """`names` of one caption (B, ...) of the P that each picture has (B, P, ...)."""
 
-    def row(key, row):
-        P = len(row[names[0]])
-        i = jax.random.randint(key, (), 0, P)
-        return {name: row[name][i] for name in names}
+    def row(key, captions):
+        i = jax.random.randint(key, (), 0, len(captions[names[0]]))
+        return {name: each[i] for name, each in captions.items()}
 
-    return jax.vmap(row)(keys, batch)
+    return jax.vmap(row)(keys, {name: batch[name] for name in names})
 
 
 def drop_condition(keys: jax.Array, cond: Any, null_cond: Any, rate: float) -> Any:
