@@ -102,6 +102,23 @@ def test_the_edits_leave_labelled_grids_or_a_file_for_each_picture(room, tmp_pat
             assert result.returncode == 0 and Image.open(tmp_path / f"{name}.png").width > 200
 
 
+def test_a_text_diff_tells_the_decoder_its_prompt_when_asked_to(
+    room, tmp_path, capsys, monkeypatch
+):
+    told = []
+
+    def reconstruct(config, params, z, x, *, prompts, **options):
+        told.append(prompts)
+        return np.zeros((len(z), 32, 32, 3), np.uint8)
+
+    monkeypatch.setattr("unclip.edit.reconstruct", reconstruct)
+    args = ["--image", room / "a.png", "--prompt", "a blue cube", "--source", "a red ball",
+            "--frames", "3", "--steps", "2", *options(room, tmp_path)]  # fmt: skip
+    for more in ([], ["--caption"]):
+        assert unclip(capsys, "text-diff", *args, *more).returncode == 0
+    assert told == [None, ["a blue cube"] * 3]
+
+
 WRONG = [
     (["sample", "--prompt", " "], ["empty"]),
     (["sample", "--prompt", "a red bal"], ["bal", "ball"]),
@@ -239,14 +256,14 @@ def test_every_part_of_the_study_writes_numbers_with_intervals_and_a_figure(
     assert Image.open(tmp_path / f"unclip_{part}.webp").width > 100
     if part == "systems":
         rows = {r["system"]: r for r in report["rows"]}
-        assert len(rows) == 8 and len(report["orderings"]) == 9
+        assert len(rows) == 8 and len(report["orderings"]) == 10
         # What was "drawn" are the pictures that the captions are of.
         for name in ("real renders", "true z_i", "glide"):
             assert rows[name]["all"]["value"] == 1 and rows[name]["all"]["low"] < 0.7
         assert all(line["verdict"] == "open" for line in report["orderings"])
     if part == "text_diff":
-        thetas = {(r["x_T"], r["guidance_scale"], r["theta"]) for r in report["rows"]}
-        assert len(thetas) == len(report["rows"]) == 3 * len(study_edits.THETAS)
+        thetas = {(r["x_T"], r["guidance_scale"], r["caption"], r["theta"]) for r in report["rows"]}
+        assert len(thetas) == len(report["rows"]) == 4 * len(study_edits.THETAS)
 
 
 def test_orderings_hold_are_reversed_or_stay_open():

@@ -51,6 +51,7 @@ class TextDiffConfig(EditConfig):
 
     prompt: str  # what it is to become: "a drawing of a blue cube"
     source: str  # what it is: "a photo of a red ball"
+    caption: bool = False  # the decoder reads the prompt, too: at guidance 2 it turns more often
     out: Path = Path("out/text_diff.png")  # a .png is a labelled strip; a folder, one PNG each
     theta: float = 0.5  # how far to turn: the last frame
     frames: int = 9
@@ -122,6 +123,7 @@ def text_diff_main(c: TextDiffConfig) -> None:
     many = lambda a: np.repeat(a, c.frames, axis=0)  # noqa: E731
     turned = text_diff(many(z), many(z_t[None]), many(z_t0[None]), thetas)
     drawn = reconstruct(config, params, turned, many(x), steps=c.steps,
+                        prompts=[c.prompt] * c.frames if c.caption else None,
                         guidance_scale=c.guidance_scale)  # fmt: skip
     labels = ["given", *(f"theta {theta:.2f}" for theta in thetas)]
     save(c, np.concatenate([images, drawn]), labels, columns=c.frames + 1,

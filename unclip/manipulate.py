@@ -3,7 +3,7 @@
 x_T is found by DDIM run backwards with the decoder conditioned on z_i; from (z_i, x_T) the decoder
 gives the picture back. Then either is changed: more noise (variations), a second picture
 (interpolations), a second caption (text diffs), fewer components of z_i. Ramesh et al. 2022,
-sections 3 and 4. No caption is given to the decoder here.
+sections 3 and 4. The decoder reads no caption here, unless a text diff gives it the new one.
 """
 
 from collections.abc import Sequence

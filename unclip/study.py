@@ -108,6 +108,7 @@ def systems(c: StudyConfig, w: World):
         ("unCLIP below GLIDE in captions (Table 1)", "all", "glide", "diffusion prior"),
         ("unCLIP more diverse than GLIDE (Table 1)", "diversity", "diffusion prior", "glide"),
         ("prior above text embedding (5.1)", "all", "diffusion prior", "text embedding"),
+        ("prior above text embedding (5.1)", "valid", "diffusion prior", "text embedding"),
         ("text embedding above caption only (Figure 8)", "all", "text embedding", "caption only"),
         ("prior above caption only (Figure 8)", "all", "diffusion prior", "caption only"),
         ("true z_i above the prior (its ceiling)", "all", "true z_i", "diffusion prior"),

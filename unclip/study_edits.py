@@ -16,6 +16,10 @@ from unclip.scoring import ALL, FREE, World, read_one, row, shown
 
 ETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 THETAS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
+DIFFS = (  # x_T, guidance, and whether the decoder reads the new caption: the paper's is the first
+    ("inverted", 1.0, False), ("inverted", 3.0, False), ("inverted", 2.0, True),
+    ("new noise", 1.0, False),
+)  # fmt: skip
 KEPT = (0, 1, 2, 4, 8, 16, 32, 64, 128)  # components
 
 
@@ -73,7 +77,8 @@ def a(colour: str, shape: str) -> str:
 def text_diffs(c, w: World):
     """Shape and colour turn to another's over theta: how often, and is the rest what it was?
 
-    With x_T of the inversion, also under guidance, which the inversion had not; with new noise.
+    With x_T of the inversion, under guidance, too, which the inversion had not, and with the new
+    caption read by the decoder; with new noise. Of a caption, theta 0 says what it does alone.
     """
     scenes, images = singles(c, w)
     rng, before, z = np.random.default_rng(c.seed), truths(scenes), w.clip.images(images)
@@ -82,17 +87,19 @@ def text_diffs(c, w: World):
     for t in before:
         far = [p for p in pairs if p[0] != t["shape"] and p[1] != t["colour"]]
         goals.append(far[rng.integers(len(far))])
-    target = w.clip.texts([a(colour, shape) for shape, colour in goals])
+    wanted = [a(colour, shape) for shape, colour in goals]
+    target = w.clip.texts(wanted)
     source = w.clip.texts([a(t["colour"], t["shape"]) for t in before])
     steps = 2 * w.steps
     x = invert(w.config, w.params, images, z, steps, progress=True)
     noise = first_noise(w.config, len(z), c.seed)
     rows = []
-    for start, scale in (("inverted", 1.0), ("inverted", 3.0), ("new noise", 1.0)):
+    for start, scale, caption in DIFFS:
         for theta in THETAS:
             turned = text_diff(z, target, source, theta)
             drawn = reconstruct(w.config, w.params, turned, x if start == "inverted" else noise,
-                                guidance_scale=scale, steps=steps, progress=True)  # fmt: skip
+                                prompts=wanted if caption else None, guidance_scale=scale,
+                                steps=steps, progress=True)  # fmt: skip
             readings = read_one(drawn)
             both = list(zip(readings, goals, strict=True))
             flips = {"shape": [bool(r) and r["shape"] == s for r, (s, _) in both],
@@ -100,10 +107,10 @@ def text_diffs(c, w: World):
             flips["both"] = np.array(flips["shape"]) & np.array(flips["colour"])
             free = [bool(r) and r[k] == t[k] for r, t in zip(readings, before, strict=True)
                     for k in FREE]  # fmt: skip
-            rows.append({"x_T": start, "guidance_scale": scale, "theta": theta,
+            rows.append({"x_T": start, "guidance_scale": scale, "caption": caption, "theta": theta,
                          "flipped": {k: row(v) for k, v in flips.items()},
                          "preserved": row(free), "kept": kept(readings, before, FREE)})  # fmt: skip
-            print(f"{start}, guidance {scale:g}, theta {theta:g}: flipped "
+            print(f"{start}, guidance {scale:g}, caption {caption}, theta {theta:g}: flipped "
                   f"{rows[-1]['flipped']['both']['value']:.3f}, preserved "
                   f"{rows[-1]['preserved']['value']:.3f}")  # fmt: skip
     return {"sampler": f"DDIM {steps}, there and back", "rows": rows,
