@@ -137,7 +137,10 @@ def curve(
     series: dict[str, tuple], *, xlabel: str, ylabel: str, title: str = "", logx: bool = False,
     size: tuple[float, float] = (6.4, 4.0),
 ) -> Image.Image:  # fmt: skip
-    """Lines with interval bands: series {name: (x, y, low, high)} or {name: (x, y)}, in inches."""
+    """Lines with interval bands: series {name: (x, y, low, high)} or {name: (x, y)}, in inches.
+
+    Where x are names, there is no line: points with their intervals, side by side.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -146,12 +149,20 @@ def curve(
     for i, (name, values) in enumerate(series.items()):
         if len(values) not in (2, 4) or len({np.shape(v) for v in values}) != 1:
             raise ValueError(f"series {name!r} must be (x, y) or (x, y, low, high) of one length")
-        x, y, *band = (np.asarray(v, float) for v in values)
+        x, (y, *band) = np.asarray(values[0]), (np.asarray(v, float) for v in values[1:])
         colour = COLOURS[i % len(COLOURS)]
+        if x.dtype.kind == "U":
+            place = np.arange(len(x)) + 0.16 * (i - (len(series) - 1) / 2)
+            reach = [y - band[0], band[1] - y] if band else None
+            axes.errorbar(place, y, reach, color=colour, label=name, fmt="o", ms=6, elinewidth=2)
+            axes.set_xticks(np.arange(len(x)), x)
+            continue
         axes.plot(x, y, color=colour, lw=2, label=name, marker="o" if len(x) <= 24 else "", ms=4.5)
         if band:
             axes.fill_between(x, *band, color=colour, alpha=0.16, lw=0)
-    axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log" if logx else "linear")
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    if logx:
+        axes.set_xscale("log")
     axes.set_title(title, loc="left", fontsize=12, fontweight="bold")
     axes.grid(color="#e4e6ea", lw=0.8)
     axes.set_axisbelow(True)

@@ -104,6 +104,15 @@ def test_curves_are_drawn_with_or_without_bands_and_odd_series_are_refused():
             plot.curve({"a": bad}, xlabel="", ylabel="")
 
 
+def test_points_of_names_are_not_joined_by_a_line():
+    y = np.array([0.0, 1.0])
+    options = {"xlabel": "", "ylabel": "", "size": (3, 2)}
+    inked = [np.asarray(plot.curve({"a": (x, y, y - 0.1, y + 0.1)}, **options)) < 100
+             for x in (["shape", "colour"], [0, 1])]  # fmt: skip
+    middle = [ink[60:240, 200:260].any(axis=2).sum() for ink in inked]
+    assert middle[0] == 0 < middle[1]
+
+
 @pytest.mark.parametrize("suffix", ["png", "webp", "jpg"])
 def test_saved_pictures_are_whole_and_lossless_where_the_format_can(suffix, tmp_path):
     page = plot.grid(flat(range(0, 250, 50)))

@@ -92,13 +92,15 @@ def probe(c, w: World):
                          "chance": float(counts.max() / counts.sum())})  # fmt: skip
             print(f"{objects} object(s)  {name:16} {right.mean():.3f}")
     names = [r["of_the_first"] for r in rows[: len(rows) // 2]]
-    place = np.arange(len(names))
     series = {}
     for objects in (1, 2):
         values = [r["accuracy"] for r in rows if r["objects"] == objects]
         series[f"{objects} object{'s' * (objects - 1)}"] = (
-            place, *([v[k] for v in values] for k in ("value", "low", "high")))  # fmt: skip
-    label = ", ".join(f"{i} {name}" for i, name in enumerate(names))
+            names, *([v[k] for v in values] for k in ("value", "low", "high")))  # fmt: skip
     return {"rows": rows, "train": count}, plot.curve(
-        series, xlabel=label, ylabel="right", title="What a linear probe finds in z_i", size=(9, 4)
+        series,
+        xlabel="of the first object, or of the picture",
+        ylabel="right",
+        title="What a linear probe finds in z_i",
+        size=(9, 4),
     )
