@@ -21,6 +21,7 @@ from common.scenes.captions import VOCABULARY, canonical
 from common.schedule import Schedule
 from common.text import TextConfig, TextEncoder, WordTokenizer
 from common.unet import UNet, UNetConfig
+from sdedit import sde
 
 # One network serves both: GLIDE's small base, 10% of whose captions were dropped in training.
 SHIPPED = Path(__file__).parents[1] / "glide" / "weights" / "small.safetensors"
@@ -32,7 +33,7 @@ class SdeditConfig:
 
     size: int = 256  # pixels
     T: int = 1000  # diffusion times
-    schedule: str = "linear"  # or "cosine"
+    schedule: str = "linear"  # or "cosine"; "ve" sees its pictures scaled to one variance
     prediction: str = "eps"  # what the network predicts: "eps", "velocity" or "x0"
     unet: UNetConfig = field(
         default_factory=lambda: UNetConfig(
@@ -96,10 +97,18 @@ PHOTOS = replace(
     unet=replace(DIGITS.unet, multipliers=(1, 2), attention=(2,), head_dim=32, patch=2),
 )
 
-PRESETS = {"tiny": TINY, "small": SMALL, "paper": PAPER, "digits": DIGITS, "photos": PHOTOS}
+# Trained on VE's own objective: sigma is drawn as its schedule has it, and eps is what is missed
+# (weight sigma^2 of the score's error; Song et al. 2021, eq. 7).
+DIGITS_VE = replace(DIGITS, schedule="ve", prediction="eps")
+
+PRESETS = {"tiny": TINY, "small": SMALL, "paper": PAPER, "digits": DIGITS, "digits_ve": DIGITS_VE,
+           "photos": PHOTOS}  # fmt: skip
 
 
 def make_schedule(config: SdeditConfig) -> Schedule:
+    if config.schedule == "ve":  # x / sqrt(1 + sigma^2): the network's input keeps its size
+        sigma = np.asarray(sde.ve(1, config.T).noise[1:], np.float64)
+        return schedule.from_alpha_bar(1 / (1 + sigma**2))
     return {"linear": schedule.linear, "cosine": schedule.cosine}[config.schedule](config.T)
 
 

@@ -157,7 +157,8 @@ PARTS: dict[str, Callable] = {
     "t0": over_t0, "strokes": study_rivals.stroke_paintings,
     "compositing": study_rivals.compositing, "palette": palette, "repeats": repeats,
     "proposition": proposition, "bisection": bisection,
-    "digits": study_real.digits, "photos": study_real.photos,
+    "digits": study_real.digits, "objective": study_real.objective,
+    "photos": study_real.photos,
 }  # fmt: skip
 
 

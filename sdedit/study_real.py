@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from common import metrics, plot
-from sdedit import train
+from sdedit import sde, train
 from sdedit.guides import strokes
 from sdedit.measure import World, claim, realism_and_distance
 from sdedit.model import load
@@ -15,7 +15,8 @@ STROKES = ("00 20 24 04 00", "10 14", "00 20 22 02 04 24", "00 20 22 02 22 24 04
            "20 00 02 22 24 04", "20 00 04 24 22 02", "00 20 14", "00 20 24 04 00 02 22",
            "22 02 00 20 24 04")  # fmt: skip
 T0S = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1)
-TRAINING = {"digits": 1000, "photos": 800}  # steps of 32 pictures
+VE_T0S = (0.2, 0.3, 0.4, 0.5, 0.6, 1)  # below, sigma is that of a printed pixel
+TRAINING = {"digits": 1000, "digits_ve": 1000, "photos": 800}  # steps of 32 pictures
 
 
 def digit_strokes() -> np.ndarray:
@@ -34,8 +35,9 @@ def network(w: World, name: str) -> tuple:
     out = w.c.runs / name
     if not (out / "weights.safetensors").exists():
         train.main(train.TrainConfig(
-            preset=name, dataset=name, out=out, steps=TRAINING[name], seed=w.c.seed, batch_size=32,
-            sample_every=TRAINING[name], save_every=TRAINING[name],
+            preset=name, dataset=name.removesuffix("_ve"), out=out, steps=TRAINING[name],
+            seed=w.c.seed, batch_size=32, sample_every=TRAINING[name],
+            save_every=TRAINING[name],
         ))  # fmt: skip
     return load(out / "weights.safetensors")[:2]
 
@@ -54,26 +56,52 @@ def swept(w: World, name: str, guides: np.ndarray, real: np.ndarray, judged=lamb
     return list(rows.values()), claims, films
 
 
-def digits(w: World):
-    """Ten drawn digits, num / 10 times each; a classifier of real ones says what it sees."""
+def drawn_digits(w: World) -> tuple:
+    """(guides, real test digits with labels, which digit each guide is, a judge's share right)."""
     from sklearn.svm import SVC
 
     known, test = (train.pictures("digits", split, 8) for split in ("train", "test"))
     flat = lambda images: images[..., 0].reshape(len(images), -1) / 255.0  # noqa: E731
     judge = SVC().fit(flat(known["image"]), known["label"])
-    ceiling = float((judge.predict(flat(test["image"])) == test["label"]).mean())
     wanted = np.arange(max(20, w.c.num)) % 10
 
-    def judged(images):
-        right = int((judge.predict(flat(images)) == wanted).sum())
-        return {"read": metrics.proportion(right, len(wanted))}
+    def right(images, labels=wanted):
+        return metrics.proportion(int((judge.predict(flat(images)) == labels).sum()), len(labels))
 
-    rows, claims, films = swept(w, "digits", digit_strokes()[wanted], test["image"], judged)
-    rows.append({"pictures": "real test digits", "read": ceiling})
+    return digit_strokes()[wanted], test, right
+
+
+def digits(w: World):
+    """Ten drawn digits, num / 10 times each; a classifier of real ones says what it sees."""
+    guides, test, right = drawn_digits(w)
+    judged = lambda images: {"read": right(images)}  # noqa: E731
+    rows, claims, films = swept(w, "digits", guides, test["image"], judged)
+    rows.append({"pictures": "real test digits", "read": right(test["image"], test["label"])})
     labels = ["strokes", *(f"t0 {t0:g}" for t0 in T0S[1:]), "real"]
     real = test["image"][[int(np.argmax(test["label"] == digit)) for digit in range(10)]]
     shown = np.concatenate([*(film[:10] for film in films), real])
     return rows, claims, plot.grid(shown, columns=10, row_labels=labels, scale=6)
+
+
+def objective(w: World):
+    """VE's algorithm driven by a network of VE's own objective, and by the VP one, on digits."""
+    guides, test, right = drawn_digits(w)
+    rows, films, features = {}, [guides[:10]], metrics.scene_features(test["image"])
+    for name in ("digits", "digits_ve"):
+        config, params = network(w, name)
+        for t0 in VE_T0S:
+            images = draw(config, params, guides, t0=t0, sde_name="ve", steps=w.c.steps,
+                          seed=w.c.seed)  # fmt: skip
+            rows[f"{name} {t0:g}"] = {
+                "network": name, "t0": t0, "sigma": sde.sigma_at(sde.ve(1, 1000), t0),
+                **realism_and_distance(images, guides, features), "read": right(images),
+            }  # fmt: skip
+            films.append(images[:10])
+    claims = [claim(f"KID is lower by the network trained for VE, t0 = {t0:g}", "kid", rows,
+                    f"digits {t0:g}", f"digits_ve {t0:g}") for t0 in VE_T0S]  # fmt: skip
+    labels = ["strokes", *(f"{kind}, t0 {t0:g}" for kind in ("VP", "VE") for t0 in VE_T0S)]
+    return list(rows.values()), claims, plot.grid(np.concatenate(films), columns=10,
+                                                  row_labels=labels, scale=6)  # fmt: skip
 
 
 def photos(w: World):

@@ -13,11 +13,22 @@ from PIL import Image
 
 from common import checkpoint
 from common.metrics import scene_features
-from sdedit import gan, invert, measure, study_real
+from sdedit import gan, invert, measure, sde, study_real
 from sdedit.__main__ import COMMANDS
 from sdedit.guides import strokes
 from sdedit.measure import claim, realism_and_distance
-from sdedit.model import DIGITS, PAPER, PHOTOS, SMALL, TINY, init_params, load, tokenize
+from sdedit.model import (
+    DIGITS,
+    DIGITS_VE,
+    PAPER,
+    PHOTOS,
+    SMALL,
+    TINY,
+    init_params,
+    load,
+    make_schedule,
+    tokenize,
+)
 from sdedit.sample import bisect, draw
 from sdedit.train import pictures as pictures_of
 
@@ -184,6 +195,7 @@ STUDY = {  # part: rows, and what each has
     "proposition": (24, {"broken", "mean_over_bound"}),
     "bisection": (2, {"t0", "t0_of_one_guide", "sigma"}),
     "digits": (9, set()),
+    "objective": (2 * len(study_real.VE_T0S), {"kid", "l2", "read"}),
     "photos": (8, {"kid", "l2"}),
 }
 
@@ -195,6 +207,7 @@ def rivals(room):
     made = {"gan": ("sdedit.gan", c, gan.init_generator),
             "encoder": ("sdedit.encoder", c, invert.init_params),
             "runs/digits/weights": ("sdedit", DIGITS, init_params),
+            "runs/digits_ve/weights": ("sdedit", DIGITS_VE, init_params),
             "runs/photos/weights": ("sdedit", PHOTOS, init_params)}  # fmt: skip
     for name, (model, config, init) in made.items():
         params = helpers.made(lambda key: init(config, key))  # noqa: B023
@@ -231,6 +244,12 @@ def test_every_part_of_the_study_writes_numbers_and_a_picture(
         for value in row.values():
             if isinstance(value, dict):
                 assert value["low"] <= value.get("value", value.get("accuracy")) <= value["high"]
+
+
+def test_a_network_of_ves_objective_sees_ves_sigmas_in_pictures_of_one_size():
+    ours, paper = make_schedule(DIGITS_VE), sde.ve(1, DIGITS_VE.T)
+    np.testing.assert_allclose((ours.noise / ours.signal)[1:], paper.noise[1:], rtol=1e-3)
+    np.testing.assert_allclose(np.hypot(ours.noise, ours.signal), 1, rtol=1e-6)
 
 
 def test_bisection_finds_the_time_of_a_distance():
