@@ -107,7 +107,8 @@ PRESETS = {"tiny": TINY, "small": SMALL, "paper": PAPER, "digits": DIGITS, "digi
 
 def make_schedule(config: SdeditConfig) -> Schedule:
     if config.schedule == "ve":  # x / sqrt(1 + sigma^2): the network's input keeps its size
-        sigma = np.asarray(sde.ve(1, config.T).noise[1:], np.float64)
+        with jax.ensure_compile_time_eval():  # a table, in whatever is being traced, too
+            sigma = np.asarray(sde.ve(1, config.T).noise[1:], np.float64)
         return schedule.from_alpha_bar(1 / (1 + sigma**2))
     return {"linear": schedule.linear, "cosine": schedule.cosine}[config.schedule](config.T)
 
