@@ -6,7 +6,7 @@ COURSE := .venv/course
 STUDIO := .venv/studio
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint train study scenes lessons assignments site studio studio-test bench clean
+.PHONY: help run test test-slow lint train study scenes lessons assignments site studio studio-test bench clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 13
@@ -14,9 +14,13 @@ help:  ## this list
 run: $(READY)  ## the main job: captions to pictures, into out/first-light
 	$(BIN)/python -m glide demo
 
-test: $(READY) lint  ## all tests
+test: $(READY) lint  ## style, and the tests that take minutes in all
 	$(BIN)/python -m common.scenes prepare
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n auto --dist worksteal
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
+
+test-slow: $(READY)  ## the others: lessons, commands and trainings from end to end
+	$(BIN)/python -m common.scenes prepare
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n auto --dist worksteal -m slow
 
 lint: $(READY)  ## style
 	$(BIN)/ruff check .

@@ -23,3 +23,12 @@ for name, value in {
 import jax  # noqa: E402
 
 jax.config.update("jax_debug_key_reuse", True)  # a key drawn from twice raises
+
+TRAINED = {"uninterrupted", "trained"}  # fixtures that train a model
+
+
+def pytest_collection_modifyitems(items):
+    """Who asks for a trained model is as slow as what says so itself: `make test-slow`."""
+    for item in items:
+        if TRAINED & set(item.fixturenames):
+            item.add_marker("slow")

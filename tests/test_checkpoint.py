@@ -251,6 +251,7 @@ def worker(*args, **env) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=env)
 
 
+@pytest.mark.slow
 def test_kill_9_at_any_moment_leaves_a_complete_checkpoint(tmp_path):
     rng = random.Random(0)
     announced = -1

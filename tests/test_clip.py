@@ -238,6 +238,7 @@ def test_embedding_many_pictures_takes_bytes_or_floats_in_chunks(monkeypatch):
     assert_allclose(whole[:1], want, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_sixty_steps_on_pictures_of_one_colour_pair_each_with_its_word():
     config = replace(MINI, width=32, layers=1, dim=16)
     colours = np.array([[1, -1, -1], [-1, 1, -1], [-1, -1, 1], [1, 1, -1], [-1, 1, 1], [1, 1, 1]])

@@ -33,6 +33,7 @@ def results(process):
     return [json.loads(line) for line in out.splitlines() if line.startswith("{")]
 
 
+@pytest.mark.slow
 def test_jit_pmap_and_sharded_jit_agree_over_8_devices():
     for row in results(start(8, "agree")):
         assert row["devices"] == 8
@@ -47,6 +48,7 @@ def test_the_device_count_does_not_change_the_samples_of_a_seed():
     assert_allclose(four["x"], one["x"], atol=2e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

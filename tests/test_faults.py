@@ -225,6 +225,7 @@ def net(out, **options):
                    tx=optax.sgd(0.1, momentum=0.9))  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_state_spread_over_8_devices_trains_as_a_whole_one_and_goes_on_on_one_device(tmp_path):
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     env = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(Path(__file__).parent.parent)}

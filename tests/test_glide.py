@@ -114,6 +114,7 @@ def test_captions_are_dropped_to_the_null_caption_that_sampling_uses(params):
     assert abs(losses[0.0][0] - losses[0.0][1]) > 1e-5 * losses[0.0][1]
 
 
+@pytest.mark.slow
 def test_a_picture_depends_on_its_seed_and_row_alone(params):
     prompts = ["a red ball"] * 3
     options = {"steps": 2, "seed": 5, "chunk": 4}
@@ -253,6 +254,7 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused():
     assert_one_line(result, "batch of 30", "8 devices")
 
 
+@pytest.mark.slow
 def test_the_shipped_model_draws_what_it_is_asked_for_and_gives_each_object_its_own_colour():
     """glide/README.md has the numbers, of 512 captions."""
     config, params, _ = load(SHIPPED)

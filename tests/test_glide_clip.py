@@ -201,6 +201,7 @@ def settings(out, **changes):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_training_stopped_halfway_resumes_to_the_last_bit(scenes, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(glide_clip, "evaluate", lambda config, params, t: [])
     whole, halves = tmp_path / "whole", tmp_path / "halves"

@@ -271,6 +271,7 @@ def test_the_classifier_is_a_distribution_that_depends_on_the_time_and_guides():
     assert np.all(one(downhill, t, cond) > one(x, t, cond))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["x_t", "mean", "ddim"])
 def test_pictures_guided_by_a_classifier_are_of_its_class_more_and_scale_0_is_the_model(how):
     model = (config := classes.PRESETS["tiny"]), made(lambda key: classes.init_params(config, key))
@@ -290,6 +291,7 @@ def test_pictures_guided_by_a_classifier_are_of_its_class_more_and_scale_0_is_th
     assert (free != drawn[0]).any()
 
 
+@pytest.mark.slow
 def test_a_classifier_guides_glide_which_is_told_the_class_in_words_or_nothing(params):
     judge = (of := classifier.PRESETS["tiny"]), made(lambda key: classifier.init_params(of, key))
     assert classes.caption(1) == "an orange ball" and classes.caption(classes.NULL) == ""
@@ -321,6 +323,7 @@ def test_accuracies_per_quarter_of_t_add_up_to_the_accuracy():
     assert_allclose(sum(float(v) for v in metrics.values()) / 4, 0.5)
 
 
+@pytest.mark.slow
 def test_weights_of_another_model_are_refused_by_name(tmp_path):
     config = classifier.PRESETS["tiny"]
     c = run.RunConfig(out=tmp_path, steps=1, batch_size=2, log_every=1, save_every=1)

@@ -110,6 +110,7 @@ def intervals(value):
         yield from intervals(v)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", list(study.PARTS)[1:])
 def test_every_part_goes_from_weights_to_numbers_and_a_figure(part, room, tmp_path, monkeypatch):
     resampled = metrics.resampled

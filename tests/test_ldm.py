@@ -537,6 +537,7 @@ def test_the_study_writes_its_numbers(part, trained, tmp_path, capsys, monkeypat
         assert {a[2] for a in asked} == {"_class"}
 
 
+@pytest.mark.slow
 def test_the_study_trains_what_it_misses_and_finds_it_again(tmp_path, monkeypatch):
     c = study.StudyConfig(preset="tiny", runs=tmp_path, autoencoder_steps=8, seed=3)
     begun = []

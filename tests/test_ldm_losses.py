@@ -173,6 +173,7 @@ def test_kl_stages_sum_over_pixels_and_vq_stages_average(name):
         assert_allclose(loss, error.mean() + 1.25 * np.mean((out.z - out.codes) ** 2), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_first_stage_learns_a_batch_in_sixty_steps():
     config = replace(FIRST_STAGES["tiny_vq"], width=16)  # 8 channels need a hundred
     c = replace(TRAIN, steps=60, lr=5e-3, disc_start=50)

@@ -98,6 +98,7 @@ def test_a_lesson_runs_in_a_kernel_and_shows_its_figures(monkeypatch):
     assert sum("image/png" in data for data in shown) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", LESSONS, ids=STEMS)
 def test_a_lesson_runs_for_a_stuck_student_and_checks_tell_right_from_wrong(path, request):
     """One run of the cells as handed out, which only exercises and checks may stop.

@@ -51,6 +51,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", PYTHON)
 def test_a_python_command_of_a_readme_runs(line, folder):
     reads = "out/scenes/00000.png" in line  # what the command before it wrote

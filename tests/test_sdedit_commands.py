@@ -175,6 +175,7 @@ def test_weights_of_another_model_are_refused_and_a_captionless_model_takes_no_p
         tokenize(replace(TINY, text=None), ["a red ball"])
 
 
+@pytest.mark.slow
 def test_training_makes_weights_that_paint(room, tmp_path, capsys):
     sizes = ["--steps", "2", "--batch-size", "2", "--examples", "4", "--log-every", "1",
              "--save-every", "2"]  # fmt: skip
@@ -218,6 +219,7 @@ def rivals(room):
             "--runs", room / "runs"]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", STUDY)
 def test_every_part_of_the_study_writes_numbers_and_a_picture(
     part, room, rivals, tmp_path, capsys, monkeypatch

@@ -35,6 +35,7 @@ def test_a_modulated_convolution_has_a_kernel_of_unit_length_for_every_style():
         assert_allclose(got[i], np.einsum("yxcij,ijcf->yxf", windows, kernel), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_each_player_learns_from_its_own_loss_and_the_chance_from_the_signs(params):
     c = GanTrainConfig()
     loss = gan.make_loss(CONFIG, c)

@@ -85,6 +85,7 @@ def last(job):
     return np.concatenate(list(job.frames()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", JOBS)
 def test_the_code_that_is_shown_makes_the_picture_that_was_watched(name, tiny):
     job, shown = JOBS[name], {}
@@ -98,6 +99,7 @@ def test_the_code_that_is_shown_makes_the_picture_that_was_watched(name, tiny):
     assert (frames.shape[2] == 2 * height) == isinstance(job, edits.Latents)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["guidance", "img2img", "variation"])
 def test_the_code_of_a_row_makes_the_pictures_of_the_row(name, tiny):
     row, shown = JOBS[name].row(), {}

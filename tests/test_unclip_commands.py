@@ -169,6 +169,7 @@ def train_args(room, out):
             "--sample-every", "1000"]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, module", [
     ("train", model), ("train-prior", diffusion_prior), ("train-ar-prior", ar_prior),
 ])  # fmt: skip
@@ -193,6 +194,7 @@ def test_training_leaves_weights_that_know_their_clip(room, tmp_path, capsys, na
         assert np.square(back - z).sum() < 0.1 * np.square(z - z.mean(0)).sum()
 
 
+@pytest.mark.slow
 def test_an_upsampler_is_trained_and_draws_the_second_stage(room, tmp_path, capsys):
     args = train_args(room, tmp_path)
     del args[2:4]  # it needs no CLIP
@@ -241,6 +243,7 @@ def quick_world(monkeypatch, opened):
     monkeypatch.setattr(study_embeddings, "PROBE", 1800)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", list(study.PARTS))
 def test_every_part_of_the_study_writes_numbers_with_intervals_and_a_figure(
     room, tmp_path, capsys, part, quick_world

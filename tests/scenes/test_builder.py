@@ -45,6 +45,7 @@ def test_splits_differ_and_only_held_out_holds_held_out_pairs(data_dir):
         assert all(pairs) if split == "held_out" else not any(pairs)
 
 
+@pytest.mark.slow
 def test_examples_read_through_tfds_carry_a_true_caption(data_dir):
     source = tfds.data_source("scenes", split="test", data_dir=str(data_dir))
     assert len(source) == 20

@@ -45,6 +45,7 @@ def test_no_scenes_give_no_pictures_and_other_sizes_are_refused():
         render([SCENE], 48)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", STYLES)
 def test_every_attribute_changes_the_picture(style):
     scene = replace(SCENE, style=style)
