@@ -75,7 +75,7 @@ def browser():
 def visit(browser, address, width=1280):
     page = browser.new_page()
     page.set_viewport_size({"width": width, "height": 1000})
-    page.set_default_timeout(600_000)  # where others compute, too
+    page.set_default_timeout(240_000)  # where others compute, too
     page.goto(address)
     page.get_by_role("tab").first.wait_for()
     return page
@@ -137,6 +137,7 @@ def slide(page, label, value):
 
 def scribble(page, left, top, right, bottom):
     """Paint a rectangle of the canvas, in pixels from its middle, with one long stroke."""
+    seen(page, "canvas").first.scroll_into_view_if_needed()  # examples stand below it
     box = seen(page, "canvas").first.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     page.mouse.move(x + left, y + top)
