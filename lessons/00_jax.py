@@ -47,15 +47,15 @@ print(first := shake(jnp.zeros(3)), second := shake(jnp.zeros(3)))
 assert jnp.array_equal(first, second)  # the "random" numbers are frozen
 
 # %% [markdown]
-# `jit` runs your Python **once**, writes down the array operations it sees, and replays those.
-# `np.random` ran during that one visit, so its numbers became constants. Hence **keys**: a key is a
-# small value that you pass in, and the same key gives the same numbers. Never draw from one key
-# twice; make new keys: `split(key, n)` gives n of them, `fold_in(key, i)` makes number i.
+# `jit` runs your Python **once** for each new shape and type, notes the array operations, and
+# replays those: `np.random` ran then, and its numbers became constants. Hence **keys**, two numbers
+# that you pass in: the same key gives the same draws. Never draw from one key twice, nor from one
+# that you made others of: `split(key, n)` makes n, `fold_in(key, i)` number i of these.
 
 # %%
 key = jax.random.key(0)
 data_key, model_key, noise_key = jax.random.split(key, 3)  # three unrelated keys
-print(jax.random.normal(noise_key, (3,)), jax.random.fold_in(noise_key, 7))  # a key, say for step 7
+print(jax.random.normal(jax.random.key(9), (3,)), jax.random.fold_in(noise_key, 7))  # for step 7
 
 # %% [markdown]
 # ## Predict, then run
@@ -86,7 +86,7 @@ assert jnp.array_equal(mine, yours)
 
 # %% tags=["exercise"]
 def noise_like(key, x):
-    """Standard normal noise shaped like x (B, ...); row i depends on key and i, not on B."""
+    """Standard normal noise shaped like x (B, ...), B rows; row i depends on key and i, not B."""
     # BEGIN SOLUTION
     rows = jnp.arange(x.shape[0])
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows)
@@ -95,7 +95,7 @@ def noise_like(key, x):
 
 
 # %% tags=["check"]
-x = jnp.zeros((4, 3, 2))
+x, key = jnp.zeros((4, 3, 2)), jax.random.key(1)
 got = noise_like(key, x)
 assert hasattr(got, "shape"), f"{type(got).__name__} came back, no array: `return` all rows as one"
 assert got.shape == x.shape, f"shape {got.shape}, not {x.shape}: draw x.shape[1:] for each row"
@@ -129,14 +129,14 @@ def predict(params, x):
 
 
 def loss_fn(params, batch, keys):
-    """Mean cross-entropy: small if signs are right. Each point is shaken a little, by its key."""
+    """Mean cross-entropy: near 0 if logits are large and of the right sign. Keys shake points."""
     shaken = batch["x"] + 0.1 * jax.vmap(lambda key: jax.random.normal(key, (2,)))(keys)
     logit = jax.vmap(predict, (None, 0))(params, shaken)
     return jax.nn.softplus((1 - 2 * batch["y"]) * logit).mean()  # softplus(z) is log(1 + e^z)
 
 
-keys = train.example_keys(noise_key, 0, n)  # exercise 1's keys, for step 0
-loss, grads = jax.value_and_grad(loss_fn)(params, batch, keys)  # grads: a pytree like params
+keys = train.example_keys(noise_key, 0, n)  # as in exercise 1, of fold_in(noise_key, step 0)
+loss, grads = jax.value_and_grad(loss_fn)(params, batch, keys)  # a pair; grads: like params
 print(f"loss {loss:.3f}, gradient shapes {jax.tree.map(jnp.shape, grads)}")
 
 # %% [markdown]
@@ -165,7 +165,7 @@ same = jax.jit(lambda *trees: jnp.array(jax.tree.leaves(jax.tree.map(jnp.allclos
 out = sgd_step(given := jax.tree.map(jnp.copy, params), batch, keys, rate)
 assert isinstance(out, tuple) and len(out) == 2, "return two things: new params, and the loss"
 assert same(given, params), "you changed the params that you were given: make new ones instead"
-assert jax.tree.structure(out[0]) == jax.tree.structure(params), "first the params, like the old"
+assert jax.tree.structure(out[0]) == jax.tree.structure(params), "return (new params, loss)"
 up = jax.tree.map(lambda p, g: p + rate * g, params, grads)
 assert not same(out[0], up), "that walks uphill: the loss falls *against* the gradient"
 assert same(out[0], wanted.params), "not p - rate * g in every leaf (p -= ... changes no array)"
@@ -175,7 +175,8 @@ assert sgd_step(out[0], batch, keys, rate)[1] < out[1], "loss ignores params: is
 # %% [markdown]
 # ## `scan`: the loop inside the compiled program
 # `jax.lax.scan(body, carry, xs)` calls `carry, y = body(carry, x)` for every `x` of the array `xs`
-# and returns the last carry and all the `y`, stacked. One call, no Python between the steps.
+# (for step numbers `jnp.arange(steps)`) and returns the last carry and all the `y`, stacked. `body`
+# may read what stands around it, such as a batch or a key, but must not change it.
 #
 # ### Exercise 3 · the training loop (8 minutes)
 # At step i, use `step(state, batch, keys)` from above with `train.example_keys(key, i, n)`. `step`
@@ -208,8 +209,8 @@ assert "scan[" in program, "right, but the loop is Python's: let jax.lax.scan ma
 
 # %% [markdown]
 # ## What you should see
-# The loss falls from 0.7 to below 0.1. The network bends the black line into a ring, and 19 points
-# in 20, or more, lie on their side of it.
+# The loss falls from 0.7 to 0.1 or below. The network bends the black line, where its logit is 0,
+# into a ring, and 19 points in 20, or more, lie on their side of it.
 
 # %%
 steps = 300 if QUICK else 1000
@@ -225,13 +226,12 @@ plt.contour(line, line, logit, [0], colors="black")
 plt.scatter(*batch["x"].T, c=on_ring, cmap="coolwarm", s=16, edgecolors="white", linewidths=0.5)
 plt.show()
 assert metrics["loss"][-1] < (0.15 if QUICK else 0.1) and right.mean() > 0.95
-# This one a notebook shows, as its last line; a script draws it and shows nothing.
 plot.curve({"loss": (jnp.arange(steps), metrics["loss"])}, xlabel="step", ylabel="loss")
 
 # %% [markdown]
 # ## Break it
-# Keep a diary inside a compiled function. Three calls give **one** entry, and it is no number: it
-# is a *tracer*, the stand-in with which JAX visited your code.
+# Keep a diary inside a compiled function. Three calls with a number give **one** entry, and it is
+# no number: it is a *tracer*, the stand-in with which JAX visited your code.
 
 # %%
 diary = []
@@ -243,7 +243,7 @@ assert len(diary) == 1 and not isinstance(diary[0], float)
 # %% [markdown]
 # ## Summary
 # - From inside you now know `train.make_train_step`, `train.example_keys`, `sampler.noise_like`.
-# - `jit` visits your code once: what is not an argument is frozen, what is not returned is lost.
+# - `jit` visits your code once a shape: no argument means frozen, not returned means lost.
 # - Read: Frostig et al. 2018, *Compiling machine learning programs via high-level tracing*.
 #
 # Open questions: (1) You resume a run at step 500. What must you have saved so that it goes on as

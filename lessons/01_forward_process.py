@@ -29,16 +29,16 @@ print("jax", jax.__version__, "on", jax.devices())
 # %% [markdown]
 # ## The idea
 # To learn to make pictures, first learn how they come apart. Mix the data `x0` with noise `eps`, a
-# little more at each time `t = 1..T`, until at `t = T` only noise is left. Two tables say how much
-# of each: `signal` falls from 1 to 0, `noise` rises from 0 to 1. What is destroyed step by step can
-# be restored step by step, and each step back is small enough to be learnt.
+# little more at each time `t = 1..T`, until hardly anything else is left. A *schedule* says how
+# much of each: `signal` falls from 1 to nearly 0, `noise` rises from 0 to nearly 1. What came
+# apart in small steps can be put together in small steps: later lessons learn to walk back from noise.
 #
 # Nothing is learnt yet. Our data are points in the plane, from two Gaussian bumps, because there
 # every density is known exactly. The same line destroys a picture:
 
 # %%
 linear = schedule.linear(T=1000)  # a Schedule: the tables .signal and .noise; Ho et al. 2020
-keys = jax.random.split(jax.random.key(0), 6)  # one for each cell that draws
+keys = jax.random.split(jax.random.key(0), 6)  # one a cell will do: one machine, no training
 drawing = scene.draw_scene(np.random.default_rng(4))
 picture = jnp.asarray(plot.from_uint8(render.render([drawing], 64)))  # (1, 64, 64, 3) in [-1, 1]
 times = np.array([0, 50, 150, 300, 500, 1000])
@@ -53,7 +53,7 @@ plot.strip(jnp.concatenate(frames), [f"t = {t}" for t in times])  # shown by a n
 
 # %%
 m, std = 2.0, 0.3  # two bumps, at (-2, 0) and (2, 0)
-mixture = Mixture(
+mixture = Mixture(  # knows its exact density at every t; a label says which bump
     weight=jnp.array([0.5, 0.5]),
     mean=jnp.array([[-m, 0.0], [m, 0.0]]),
     std=jnp.array([std, std]),
@@ -71,9 +71,10 @@ print("spread after 300 steps", x.std(0), " after one jump", jump.std(0))
 assert jnp.allclose(x.std(0), jump.std(0), atol=0.06)
 
 # %% [markdown]
-# It works, but takes 300 draws to make one training example. A sum of Gaussians is a Gaussian, and
-# the variances add up. So all the steps collapse into one: the signal is the *product* of all the
-# shrinkings. Each step's squares add to $(1 - \beta_t) + \beta_t = 1$, and so do those of them all:
+# It works, but takes 300 draws to noise one point. A sum of *independent* Gaussian draws is one
+# Gaussian, and variances add up. So all steps collapse into one: the signal is the *product* of the
+# shrinkings, and a step turns a noise of variance $1 - \bar\alpha$ into one of
+# $(1 - \beta_t)(1 - \bar\alpha) + \beta_t = 1 - (1 - \beta_t)\bar\alpha$, the same form again:
 #
 # $$\text{signal}_t = \sqrt{\bar\alpha_t}, \qquad \text{noise}_t = \sqrt{1 - \bar\alpha_t}, \qquad
 # \bar\alpha_t = \textstyle\prod_{i \le t} (1 - \beta_i)$$
@@ -81,7 +82,7 @@ assert jnp.allclose(x.std(0), jump.std(0), atol=0.06)
 # ### Exercise 1 · the tables (5 minutes)
 # Give them T + 1 entries, with `t = 0` for the clean end: signal 1, noise 0.
 #
-# <details><summary>Hint</summary>`np.cumprod`, and `np.concatenate` with `[1.0]`.</details>
+# <details><summary>Hint</summary>`np.cumprod`, and `np.concatenate([[1.0], ...])`.</details>
 
 
 # %% tags=["exercise"]
@@ -131,7 +132,7 @@ def add_noise(signal, noise, x0, t, eps):
 ones, zeros, t = jnp.ones((2, 2)), jnp.zeros((2, 2)), jnp.array([1, 1000])
 got = add_noise(linear.signal, linear.noise, ones, t, zeros)
 assert hasattr(got, "shape"), f"{type(got).__name__} came back: `return` one array"
-assert got.shape == (2, 2), f"shape {got.shape}, not (2, 2): t must be (B, 1) beside points (B, 2)"
+assert got.shape == (2, 2), f"shape {got.shape}, not (2, 2): signal[t] must be (B, 1)"
 columns = jnp.allclose(got, jnp.broadcast_to(linear.signal[t], (2, 2)))
 assert not columns, "t ran along the columns: reshape signal[t] from (B,) to (B, 1)"
 assert jnp.allclose(got, linear.signal[t][:, None]), "with eps = 0, row i must be signal[t_i] * x0"
@@ -178,7 +179,7 @@ plt.show()
 # must choose its bump around this `t`: coarse things are decided at large `t`, details at small.
 # </details>
 #
-# ### Exercise 3 · when do they merge? (5 minutes)
+# ### Exercise 3 · when do they merge? By the formula of the answer above (5 minutes)
 
 
 # %% tags=["exercise"]
@@ -216,8 +217,8 @@ for name, table in {"linear": linear, "cosine": schedule.cosine()}.items():
 # %% [markdown]
 # ## What you should see
 # At `t = T` hardly anything is left: mean 0, spread 1, and less than 1 / 150 of `x0`. In the log of
-# the signal-to-noise ratio every schedule is a path from clean to noise; they differ in where they
-# spend their steps.
+# (signal / noise)^2, the signal-to-noise ratio, every schedule is a path from clean to noise; this
+# linear one, "cosine" and "scaled_linear" differ in where they spend their steps.
 
 # %%
 t = jnp.arange(1, 1000)
@@ -230,9 +231,8 @@ plot.curve(ratio, xlabel="t", ylabel="log10 (signal / noise)^2")
 
 # %% [markdown]
 # ## Break it
-# Forget to scale pictures to [-1, 1] and noise them as 0..255. The schedule still ends at
-# signal 0.006, but 0.006 of 255 is not small. `x_T` remembers how bright the picture was, and a
-# sampler that starts from pure noise starts where no training example ever was.
+# Forget to scale pictures to [-1, 1], and noise 0..255. The schedule still ends at signal 0.006,
+# but 0.006 of 255 is not small: `x_T` knows how bright the picture was, and pure noise does not.
 
 # %%
 raw = (picture + 1) * 127.5
