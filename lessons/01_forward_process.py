@@ -31,7 +31,7 @@ print("jax", jax.__version__, "on", jax.devices())
 # To learn to make pictures, first learn how they come apart. Mix the data `x0` with noise `eps`, a
 # little more at each time `t = 1..T`, until hardly anything else is left. A *schedule* says how
 # much of each: `signal` falls from 1 to nearly 0, `noise` rises from 0 to nearly 1. What came
-# apart in small steps can be put together in small steps: later lessons learn to walk back from noise.
+# apart in small steps can be put together in small steps: later lessons walk back from noise.
 #
 # Nothing is learnt yet. Our data are points in the plane, from two Gaussian bumps, because there
 # every density is known exactly. The same line destroys a picture:
