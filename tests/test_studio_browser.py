@@ -102,6 +102,14 @@ def press(page, name):
     page.get_by_role("button", name=name, exact=True).locator("visible=true").click()
 
 
+def press_again(page, name):
+    """Press, and wait until the picture of before is gone: what the page says is then of the new."""
+    before = seen(page, ".result img").first.get_attribute("src")
+    press(page, name)
+    shown = "[...document.querySelectorAll('.result img')].map(i => i.getAttribute('src'))"
+    page.wait_for_function(f"before => !{shown}.includes(before)", arg=before)
+
+
 def opened(page, selector):
     """The file behind a picture of the page."""
     source = seen(page, f"{selector} img").first.get_attribute("src")
@@ -255,8 +263,7 @@ def test_latents_are_shown_beside_their_picture(page):
     assert (red > 60).mean() > 0.02  # the small weights do not always draw what the reader reads
     choose(page, "Latents", 0)  # a picture to begin with
     slide(page, "Strength", 0.2)
-    press(page, "Draw")
-    seen(page, ".said").filter(has_text="of 10").first.wait_for()
+    press_again(page, "Draw")
     picture, settings = drawn(page, 64)
     assert settings["strength"] == "0.2" and read(picture[None])[0]["background"] == "sand"
 
@@ -273,8 +280,7 @@ def test_unclip_gives_a_picture_back_and_turns_it(page):
     assert np.abs(given.astype(int) - picture).mean() < 8  # eta 0
     page.get_by_text("Between two").locator("visible=true").first.click()
     slide(page, "How far", 1)
-    press(page, "Draw")
-    seen(page, ".said").filter(has_text="step").first.wait_for()
+    press_again(page, "Draw")
     (seen_there,) = read(drawn(page)[0][None])
     assert seen_there["objects"][0]["colour"] == "purple"  # the second picture
     page.get_by_text("Text difference").locator("visible=true").first.click()
