@@ -103,7 +103,7 @@ def press(page, name):
 
 
 def press_again(page, name):
-    """Press, and wait until the picture of before is gone: what the page says is then of the new."""
+    """Press, and wait until the old picture is gone: what the page says is then of the new."""
     before = seen(page, ".result img").first.get_attribute("src")
     press(page, name)
     shown = "[...document.querySelectorAll('.result img')].map(i => i.getAttribute('src'))"
