@@ -130,7 +130,7 @@ def animate(
     pages = [grid(f, columns=columns, **grid_options) for f in frames]
     times = [round(1000 / fps)] * (len(pages) - 1) + [round(1000 * hold_last_s)]
     return _save(pages[0], path, save_all=True, append_images=pages[1:], duration=times, loop=0,
-                 quality=85, method=6)  # fmt: skip
+                 quality=85, method=2)  # method 6: 4% smaller, five times as long  # fmt: skip
 
 
 def curve(

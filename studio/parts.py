@@ -174,7 +174,9 @@ def watched(make: Callable, inputs: list, buttons: list[gr.Button]) -> None:
 
     shown = [picture, said, beside, more, fold, text]
     submits = [box.submit for box in inputs if isinstance(box, gr.Textbox)]
-    options = WORK | {"show_progress": "minimal", "show_progress_on": said}
+    # A click while the film of the last picture is being made is not lost.
+    options = WORK | {"show_progress": "minimal", "show_progress_on": said,
+                      "trigger_mode": "always_last"}  # fmt: skip
     runs = [gr.on([buttons[0].click, *submits], draw, inputs, shown, **options),
             buttons[1].click(compare, inputs, shown, **options)]  # fmt: skip
     buttons[2].click(lambda: "stopped", None, said, cancels=runs, **LIGHT)
