@@ -173,6 +173,7 @@ def test_equal_captions_do_not_hold_the_loss_up():
     assert np.isfinite(gradient).all()
 
 
+@pytest.mark.slow
 def test_a_batch_split_over_devices_has_the_loss_and_gradient_of_the_whole():
     """vmap with an axis name stands for pmap; train.py averages both over the axis."""
     maps = (np.random.default_rng(2).standard_normal((4, 3)), np.eye(4, 3))

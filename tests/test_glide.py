@@ -75,6 +75,7 @@ def uninterrupted(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_the_paper_preset_has_the_released_models_parameters():
     count = lambda c: sum(  # noqa: E731
         p.size for p in jax.tree.leaves(jax.eval_shape(lambda: init_params(c, jax.random.key(0))))
@@ -83,6 +84,7 @@ def test_the_paper_preset_has_the_released_models_parameters():
     assert count(SMALL) * 2 < 5_000_000  # bytes in half precision
 
 
+@pytest.mark.slow
 def test_text_reaches_the_picture_by_both_ways(params):
     tokens = tokenizer(TINY).encode(["a red ball", "a blue ball"])
     cond = encode_text(TINY, params, tokens)
@@ -97,6 +99,7 @@ def test_text_reaches_the_picture_by_both_ways(params):
     assert jax.eval_shape(apply, params).shape == (1, 32, 32, 6)
 
 
+@pytest.mark.slow
 def test_captions_are_dropped_to_the_null_caption_that_sampling_uses(params):
     """With drop = 1 the caption cannot matter, and equals training on empty captions."""
     tokens = tokenizer(TINY).encode(["a red ball", "a blue cube"])

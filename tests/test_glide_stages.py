@@ -50,6 +50,7 @@ def pictures(seed, *shape):
 # Inpainting
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("patch", [1, 2])
 def test_a_model_made_for_inpainting_starts_as_the_one_it_came_from(patch):
     base = replace(TINY, unet=replace(TINY.unet, patch=patch, blocks=1, multipliers=(1, 1)))
@@ -157,6 +158,7 @@ def test_the_upsampler_takes_glides_27_times():
     assert_array_equal(times(1000), [t + 1 for t in reversed(official)] + [0])
 
 
+@pytest.mark.slow
 def test_the_upsampler_sees_the_small_picture_and_the_caption():
     weights = made(lambda key: init_params(UPSAMPLER, key))
     x, t = pictures(0, 2, 64, 64, 3), jnp.array([3, 700])

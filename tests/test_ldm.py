@@ -215,6 +215,7 @@ def test_plms_and_dpm_are_the_ones_of_common():
     assert SOLVERS["plms"] is sampler.plms and SOLVERS["dpm"] is sampler.dpm_solver
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_every_sampler_draws_every_row_another(params, solver):
     prompts = ["a red ball", "a blue cube"]
@@ -237,6 +238,7 @@ def test_a_row_depends_on_its_seed_and_number_alone(params):
     assert np.abs(three[0] - draw(TINY, params, prompts, steps=2, chunk=2, seed=1)[0]).max() > 3
 
 
+@pytest.mark.slow
 def test_strength_decides_what_is_left_of_a_picture():
     """With a network that predicts no velocity: little noise gives the picture back."""
     config = replace(TINY, prediction="velocity")

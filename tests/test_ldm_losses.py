@@ -139,6 +139,7 @@ def largest(tree):
     return max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(tree))
 
 
+@pytest.mark.slow
 def test_neither_loss_sends_its_gradient_to_the_others_weights(both):
     params, run = both
     metrics, _, judged, fooled = run({**params, "step": jnp.float32(STEP * 15)})
@@ -155,6 +156,7 @@ def test_the_discriminator_is_not_heard_and_does_not_learn_before_its_start(both
         assert largest(grads["autoencoder"]) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny", "tiny_vq"])
 def test_kl_stages_sum_over_pixels_and_vq_stages_average(name):
     """1e-6 belongs to the two sums; the VQ terms to the two means."""

@@ -127,6 +127,7 @@ def test_the_text_stands_before_its_neighbours():
     assert_array_equal(out, [[texts[0], database[2]], [texts[1], database[1]]])
 
 
+@pytest.mark.slow
 def test_neighbours_reach_the_latent_and_guidance_0_ignores_them():
     one, other = np.float32(np.random.default_rng(0).normal(size=(2, 3, 16)))
     cond = {"context": np.stack([one, other])}

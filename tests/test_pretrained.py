@@ -544,6 +544,7 @@ def of_zeros(monkeypatch):
     return load_zeros
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_every_published_name_and_shape_is_used_once_and_they_are_as_many_as_published(
     of_zeros, name

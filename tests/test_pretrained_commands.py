@@ -62,6 +62,7 @@ def files(tmp_path, monkeypatch):
 X = np.zeros((1, 8, 8, 3), np.uint8)
 
 
+@pytest.mark.slow
 def test_glide_samples_from_its_own_files_and_enlarges(files, capsys, monkeypatch):
     weights = ["--weights", files / "base.pt", "--vocab", files / "vocab.bpe"]
     prompt = ["--prompt", "a panda, so"]
@@ -84,6 +85,7 @@ def test_glide_samples_from_its_own_files_and_enlarges(files, capsys, monkeypatc
         assert said in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_glides_own_weights_are_asked_for_the_times_that_they_learned(files):
     config, params, read = glide_sample.open_weights(files / "base.pt", files / "vocab.bpe")
     found = glide_sample.draw(config, params, ["panda"], read=read, steps=2)
@@ -102,6 +104,7 @@ def test_glides_own_weights_are_asked_for_the_times_that_they_learned(files):
     np.testing.assert_allclose(found.astype(int), expected(params, tokens, x), atol=1)
 
 
+@pytest.mark.slow
 def test_stable_diffusion_samples_from_its_own_file(tmp_path, monkeypatch, capsys):
     pytest.importorskip("tokenizers")
     small = smaller("sd-v1", text=replace(SMALL["sd-v1"].text, vocabulary=SIZE))
@@ -125,6 +128,7 @@ def test_classes_are_given_by_number_and_nothing_is_the_null_class():
             read([prompt])
 
 
+@pytest.mark.slow
 def test_the_null_prompt_of_published_weights_is_read_not_zero(tmp_path):
     """guide: with a null_cond, times are the official ones and the null condition is that."""
     config, z = smaller("cin256-v2"), jnp.ones((1, 8, 8, 3))

@@ -234,6 +234,7 @@ T = np.array([1, 700])
 IDS = np.array([[0, 3, 10, 10, 10], [9, 8, 1, 2, 10]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd-v1", "text2img-large"])
 def test_texts_and_their_unet_compute_what_the_official_networks_do(loaded, name):
     config, params, state = loaded(name)

@@ -283,6 +283,7 @@ def test_the_edited_part_fits_what_is_kept():
 # One network for both
 
 
+@pytest.mark.slow
 def test_a_vp_network_drives_ve_exactly_where_its_times_have_the_sigmas():
     grid = sde.ve(0.6, 15)
     sigma = np.asarray(grid.noise[1:], np.float64)

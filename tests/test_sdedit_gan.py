@@ -84,6 +84,7 @@ def test_a_batch_whose_pictures_are_alike_is_told_from_one_whose_are_not(params)
     assert abs(float(alone - alike)) > 1e-4
 
 
+@pytest.mark.slow
 def test_every_way_of_inversion_comes_nearer_than_the_mean_where_it_searches(params):
     w = 2 * jax.random.normal(jax.random.key(3), (3, CONFIG.dim))
     draw = jax.jit(lambda w: Generator(CONFIG).apply({"params": params["generator"]}, w))

@@ -89,6 +89,7 @@ def test_noise_is_drawn_for_every_time_including_the_last():
     assert abs(float(eps.mean())) < 0.05 and abs(float(eps.std()) - 1) < 0.05
 
 
+@pytest.mark.slow
 def test_the_bound_trains_the_variance_alone_and_frozen_variance_would_show():
     s, t = schedule.cosine(1000), jnp.array([1, 10, 500])
     x0 = jnp.linspace(-0.9, 0.9, 12).reshape(3, 4)

@@ -408,6 +408,7 @@ def test_inversion_and_sampling_give_back_points_of_the_exact_mixture():
     assert abs(float(x.std()) - 1) < 0.1
 
 
+@pytest.mark.slow
 def test_noise_of_a_row_is_the_same_for_all_numbers_of_rows_and_prompts_matter(params):
     z = unit(3)
     options = {"steps": 2, "seed": 5, "chunk": 4}

@@ -69,6 +69,7 @@ def karlo_files(tmp_path, monkeypatch):
             "--stats", tmp_path / "stats.th"]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_karlo_draws_from_its_own_files_and_enlarges(karlo_files, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(karlo_sample, "SR_STEPS", 3)  # at the first call, which is compiled
     words, up = ["--prompt", "lower low", *karlo_files], ["--upsampler", tmp_path / "sr.ckpt"]
@@ -148,6 +149,7 @@ def to_x0(x, eps, abar):
     return x / abar**0.5 - (1 / abar - 1) ** 0.5 * eps
 
 
+@pytest.mark.slow
 def test_karlo_draws_by_the_steps_of_its_own_loops(karlo_files, tmp_path, monkeypatch):
     """Prior: guided x0 within +-10, whitened back. Decoder: learned variance. Super-resolution: the
     second network in the last step. Guidance leaves the variance as it is."""

@@ -47,6 +47,7 @@ PUBLISHED = {  # name: parameters, config, picture, conditions
 # fmt: on
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_are_counted_as_in_the_official_model(name):
     expected, config, picture, conditions = PUBLISHED[name]
@@ -144,6 +145,7 @@ def assert_every_leaf_learns(gradient):
         assert np.isfinite(size) and size > 1e-5, (jax.tree_util.keystr(path), size)
 
 
+@pytest.mark.slow
 def test_the_output_has_the_pictures_size_and_the_configured_channels(tiny):
     out, _ = tiny()
     assert out.shape == (B, 8, 8, 6) and out.dtype == np.float32 and np.isfinite(out).all()
@@ -217,6 +219,7 @@ def variants():
     return get
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_layout_keeps_the_size_and_trains_every_parameter(variants, name):
     out, gradient = variants(name)()

@@ -80,6 +80,7 @@ def test_every_colour_stands_out_from_every_background_and_from_each_other(style
     assert min(np.linalg.norm(a - b) for a, b in combinations(colours, 2)) > 45
 
 
+@pytest.mark.slow
 def test_shapes_fill_their_circle_and_no_more():
     for shape in SHAPES:
         drawn = one(replace(SCENE, style="drawing", objects=(replace(BALL, shape=shape),)))
