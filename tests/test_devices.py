@@ -42,6 +42,7 @@ def test_jit_pmap_and_sharded_jit_agree_over_8_devices():
         assert row["moved"] > 1e-3
 
 
+@pytest.mark.slow
 def test_the_device_count_does_not_change_the_samples_of_a_seed():
     (one,), (four,) = (results(start(n, "samples")) for n in (1, 4))
     assert (one["devices"], four["devices"]) == (1, 4)

@@ -133,6 +133,7 @@ def test_a_picture_depends_on_its_seed_and_row_alone(params):
     assert np.abs(path[-1].astype(int) - three).max() <= 1
 
 
+@pytest.mark.slow
 def test_guidance_scale_zero_ignores_the_caption_and_scales_mix_in_a_batch(params):
     a, b = (
         draw(TINY, params, [p] * 3, guidance_scale=np.array([0, 1, 3]), steps=2)

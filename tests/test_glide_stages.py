@@ -220,6 +220,7 @@ def test_43_of_48_classes_are_shown_in_training_and_null_is_none_of_them():
     assert len(batch["image"]) == len(batch["label"]) > 10_000
 
 
+@pytest.mark.slow
 def test_a_dropped_label_is_the_unconditional_model():
     config = classes.PRESETS["tiny"]
     rng = np.random.default_rng(0)

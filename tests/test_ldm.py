@@ -70,6 +70,7 @@ def params():
     return with_stage(TINY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_are_counted_as_in_the_released_models(name):
     shapes = jax.eval_shape(lambda: init_params(MODELS[name], jax.random.key(0)))
@@ -131,6 +132,7 @@ def test_the_condition_reaches_the_latent_and_guidance_0_ignores_it(name):
     assert_allclose(a[2], a[0] + 3 * (a[1] - a[0]), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_text_reaches_the_latent_by_attention_and_by_the_time_embedding(params):
     z, t = jnp.ones((1, *latent_shape(TINY))), jnp.array([9])
     denoise = jax.jit(lambda cond: denoiser(TINY, params)(z, t, cond))

@@ -148,6 +148,7 @@ def test_neither_loss_sends_its_gradient_to_the_others_weights(both):
     assert metrics["weight"] > 0
 
 
+@pytest.mark.slow
 def test_the_discriminator_is_not_heard_and_does_not_learn_before_its_start(both):
     params, run = both
     for step, heard in ((14, False), (15, True)):

@@ -85,6 +85,7 @@ def as_a_student(monkeypatch, request):
     plt.close("all")
 
 
+@pytest.mark.slow
 def test_a_lesson_runs_in_a_kernel_and_shows_its_figures(monkeypatch):
     """The first one, solutions in, started in the folder of its notebook; no path is set."""
     nbclient = pytest.importorskip("nbclient")

@@ -904,6 +904,7 @@ def assert_agree(denoise, cond, expected, x=X):
     np.testing.assert_allclose(out, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_adm_in_the_new_order_of_attention_computes_what_the_official_network_does(loaded):
     """Three levels: attention where it stands before the upsampling, and where there is none."""
     config = shrink(glide.ADM["64x64_diffusion"], multipliers=(1, 2, 2))

@@ -150,6 +150,7 @@ def test_the_null_prompt_of_published_weights_is_read_not_zero(tmp_path):
 # The DDPM of SDEdit.
 
 
+@pytest.mark.slow
 def test_sdedit_paints_with_the_official_file_by_the_official_procedure(
     tmp_path, capsys, monkeypatch
 ):

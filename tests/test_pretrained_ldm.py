@@ -206,6 +206,7 @@ PUBLISHED = {  # parameters and tensors of the U-Net, parameters of first stage 
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_every_published_name_and_shape_is_used_once_and_they_are_as_many_as_published(
     monkeypatch, name

@@ -248,6 +248,7 @@ def test_texts_and_their_unet_compute_what_the_official_networks_do(loaded, name
         assert_near(out.eps, unet(state, config.unet, z, T - 1, context))
 
 
+@pytest.mark.slow
 def test_the_class_conditional_model_computes_what_the_official_network_does(loaded):
     """One head as wide as the features, and a context of one token; 4 is no class."""
     config, params, state = loaded("cin256-v2")

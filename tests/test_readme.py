@@ -73,6 +73,7 @@ def test_a_make_command_of_a_readme_has_a_target(line):
     assert subprocess.run([*line.split(), "--dry-run"], **options).returncode == 0
 
 
+@pytest.mark.slow
 def test_the_main_job_draws_a_grid_and_a_film_and_counts(tmp_path):
     command = [sys.executable, "-m", "glide", "demo", "--num", "1", "--steps", "2"]
     command += ["--out", str(tmp_path)]

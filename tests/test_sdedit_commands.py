@@ -121,6 +121,7 @@ def test_a_large_guide_is_resized_when_asked(room, tmp_path, capsys):
     assert_array_equal(pictures(tmp_path / "r")[0], np.asarray(Image.open(room / "guide.png")))
 
 
+@pytest.mark.slow
 def test_every_procedure_repeat_and_caption_changes_the_picture(room):
     config, params, _ = load(room / "w.safetensors")
     guide = np.asarray(Image.open(room / "guide.png"))[None]
@@ -260,6 +261,7 @@ def test_bisection_finds_the_time_of_a_distance():
     assert abs(bisect(draw, guides, 48 * 0.3**2, rounds=10) - 0.3) < 1e-3
 
 
+@pytest.mark.slow
 def test_t0_may_be_chosen_by_the_distance_and_must_then_be_possible(room, tmp_path, capsys):
     given = options(room, "paint", tmp_path / "p")
     result = sdedit(capsys, "paint", *given, "--steps", "21", "--target-l2", "50")
@@ -271,6 +273,7 @@ def test_t0_may_be_chosen_by_the_distance_and_must_then_be_possible(room, tmp_pa
     assert result.returncode == 2 and "target_l2 must be above 0" in result.stderr
 
 
+@pytest.mark.slow
 def test_at_t0_of_1_pictures_of_opposite_guides_are_the_same(room):
     config, params, _ = load(room / "w.safetensors")
     guides = np.stack([np.zeros((32, 32, 3), np.uint8), np.full((32, 32, 3), 255, np.uint8)])

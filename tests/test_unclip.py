@@ -79,6 +79,7 @@ def test_the_embedding_reaches_the_picture_by_both_ways(params):
         assert np.abs(base - denoise(x, t, {**cond, way: changed[way]}).eps).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_captions_and_embeddings_are_dropped_independently_in_training(params):
     """Each drop alone makes the loss blind to what it drops, and to nothing else."""
     rng = np.random.default_rng(0)

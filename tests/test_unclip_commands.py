@@ -64,6 +64,7 @@ def pictures(folder):
     return np.stack([np.asarray(Image.open(p)) for p in sorted(folder.glob("*.png"))])
 
 
+@pytest.mark.slow
 def test_every_kind_of_prior_gives_pictures_of_its_own(room, tmp_path, capsys):
     drawn = {}
     for kind, file in (("diffusion", "prior"), ("ar", "ar"), ("text", None), ("none", None)):
@@ -78,6 +79,7 @@ def test_every_kind_of_prior_gives_pictures_of_its_own(room, tmp_path, capsys):
     assert settings["prompt"] == "a red ball" and settings["weights"] == "w.safetensors"
 
 
+@pytest.mark.slow
 def test_the_edits_leave_labelled_grids_or_a_file_for_each_picture(room, tmp_path, capsys):
     image = ["--image", room / "a.png"]
     for name, more, count in (

@@ -196,6 +196,7 @@ def official_decoder(s, c, x, t, text_sequence, text_embedding, mask, z):
 X, T = RNG(3).standard_normal((2, 3, 8, 8)), np.array([1, 700])
 
 
+@pytest.mark.slow
 def test_the_loaded_decoder_guided_gives_what_the_official_one_gives_for_padded_texts(tmp_path):
     """Both embeddings added to the time's, four tokens of z in front, the token the minor axis;
     for "no embedding" and an empty text of another length, too: the null condition of its guidance.

@@ -161,6 +161,7 @@ def test_a_fresh_network_predicts_zero_and_only_for_its_last_convolution():
     assert np.abs(run({"params": {**params, "conv_out": last}}, **given)).max() > 0.1
 
 
+@pytest.mark.slow
 def test_every_parameter_has_a_gradient(tiny):
     assert_every_leaf_learns(tiny()[1])
 
@@ -238,6 +239,7 @@ def test_a_patch_stem_works_at_half_the_size_and_still_sees_every_pixel(variants
     assert np.abs(before[0, 2:4, 4:6] - before[0, 2, 4]).reshape(4, -1).max(1)[1:].min() > 1e-3
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_near_float32_keeps_float32_parameters_and_answers_in_float32(variants):
     full, low = variants("patch_2"), variants("patch_2_bfloat16")
     a, b = full()[0], low()[0]
