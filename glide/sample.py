@@ -81,6 +81,8 @@ def compiled(
         if guided:
             denoise = classifier_free(denoise, null_cond, scales)
         args, options = (denoise, schedule, x, ts, cond, step_key), {"x0_fn": sampler.clip_x0}
+        if eta == "dpm":
+            return to_uint8(sampler.dpm_solver(*args[:-1], **options))
         if eta == "learned":
             return to_uint8(sampler.ancestral(*args, variance="learned", **options))
         return to_uint8(run(*args, eta=eta, **options))
@@ -105,7 +107,8 @@ def draw(
     """Pictures uint8 (B, H, W, 3) of B prompts; with path every x on the way, (steps + 1, B, ...).
 
     guidance_scale: a number or one per prompt; eta: 0 is DDIM, 1 has the noise of DDPM, "learned"
-    takes ancestral steps with the learned variance (no path). Row i starts from noise that depends
+    takes ancestral steps with the learned variance, "dpm" those of DPM-Solver++(2M) (both without
+    path). Row i starts from noise that depends
     on seed, i and chunk alone. read: of published weights, pretrained.reader. ValueError: unknown
     words, too many of them, steps out of range.
     """

@@ -14,8 +14,8 @@ from glide.scoring import asked, band, claim, line, measure, singles, tilted, tr
 
 SCALES = (0, 1, 1.1, 1.3, 1.5, 2, 3, 5)
 STEPS = (5, 10, 25, 50, 100)  # the first three in a quick study
-SAMPLERS = {"DDIM": (3, 0.0), "DDPM": (3, 1.0), "DDPM, learned variance": (3, "learned"),
-            "DDIM, unguided": (1, 0.0)}  # fmt: skip
+SAMPLERS = {"DDIM": (3, 0.0), "DPM-Solver++(2M)": (3, "dpm"), "DDPM": (3, 1.0),
+            "DDPM, learned variance": (3, "learned"), "DDIM, unguided": (1, 0.0)}  # fmt: skip
 LOOSE = Path("runs/glide_rho/weights.safetensors")  # the shipped model, gone on with loose captions
 MAKE_LOOSE = ("train --base glide/weights/small.safetensors --rho 0.3 --steps 400 --text-lr 5e-4 "
               "--out runs/glide_rho")  # fmt: skip
@@ -99,7 +99,7 @@ def guidance(c, models: list) -> tuple[list[dict], list[dict], object]:
 
 
 def steps(c, models: list) -> tuple[list[dict], list[dict], object]:
-    """DDIM and ancestral steps over their number, guided by 3, and DDIM unguided.
+    """DDIM, DPM-Solver++ and ancestral steps over their number, guided by 3, and DDIM unguided.
 
     Guidance evaluates the network twice a step: compare the two at equal `evaluations`.
     """
@@ -124,6 +124,8 @@ def steps(c, models: list) -> tuple[list[dict], list[dict], object]:
     tests = [
         claim(f"in {few} steps DDIM is nearer to real pictures than DDPM",
               of("DDPM", few, "fd_scenes"), of("DDIM", few, "fd_scenes")),
+        claim(f"in {few} steps DPM-Solver++ is right more often than DDIM",
+              of("DPM-Solver++(2M)", few, "shape_colour"), of("DDIM", few, "shape_colour")),
         claim(f"in {few} steps the learned variance is better than the small one",
               of("DDPM", few, "fd_scenes"), of("DDPM, learned variance", few, "fd_scenes")),
         claim(f"at {2 * few} evaluations guidance 3 is right more often than none",

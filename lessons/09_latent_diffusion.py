@@ -225,6 +225,15 @@ names = ["D(E(x))", "D(made up)", "D(a E(x))"]
 plot.grid(np.concatenate([back[:8], made, wrong]), columns=8, row_labels=names, scale=2)
 assert valid[0] > 0.9 and valid[1] < 0.1 and valid[2] < 0.5
 
+# %%
+DATA = os.environ.get("DATA", "digits")  # not what it learned; of tfds: "mnist", "celeb_a"...
+other = data.load(DATA, "test", size=64)["image"][:8]
+again = np.asarray(to_uint8(decode(encode(to_float(jnp.asarray(other)))[0])))
+gap = {name: np.abs(a.astype(float) - b).mean()
+       for name, a, b in (("scenes", back, pictures), (DATA, again, other))}  # fmt: skip
+print("from encoding and decoding, mean error of 255:", gap)
+plot.grid(np.concatenate([other, again]), columns=8, row_labels=[DATA, "D(E(x))"], scale=2)
+
 # %% [markdown]
 # ## Summary
 # You now understand `gaussian_kl` (`ldm/losses.py`), `measure_scale` (`ldm/train.py`), `attention`

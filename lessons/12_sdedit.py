@@ -176,6 +176,15 @@ assert judge(weak)[1] < found[2]  # very little noise is too little
 assert found[0] < 0.65 < 0.75 < found[2] and found[-1] < 0.5 < valid[2]
 
 # %% [markdown]
+# Any picture is a guide. What the network calls realistic is what it was trained on, and no more:
+
+# %%
+DATA = os.environ.get("DATA", "digits")  # real ones; or "scenes", or of tfds: "mnist", "celeb_a"...
+others = data.load(DATA, "test", size=32)["image"][:8]
+rows = [others, *(draw(config, params, others, t0=t0, steps=steps) for t0 in (0.2, 0.5, 0.7))]
+show(*rows, row_labels=[DATA, "t0 = 0.2", "0.5", "0.7"])
+
+# %% [markdown]
 # ### Exercise 3 · keep the rest (5 minutes)
 # Paint into a photo, and only what is under the mask may change. So after each step the rest gets
 # the *guide* once more, with the noise of time `m`, made of the step's own `z`. (A caption may

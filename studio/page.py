@@ -1,5 +1,7 @@
 """The page: six tabs of one shape, controls on the left and the picture on the right."""
 
+import multiprocessing
+import os
 import threading
 from dataclasses import replace
 
@@ -17,6 +19,7 @@ from studio import edits, jobs, parts
 from studio.parts import CANVAS, INK
 
 UPLOAD, WAITING = "5mb", 32  # the largest file, and the most requests in the queue
+WORDS = "a red ball", 3.0, 0  # of the pictures that are drawn to compile
 EXAMPLES = {
     "a green heart on a white background": 3,
     "a blue ball at night": 3,
@@ -37,16 +40,27 @@ def serve(port: int | None, share: bool) -> None:
 
 
 def warm_up() -> None:
-    """Compile what the tabs need, the first tab first; it stays on disk for the next start."""
+    """Compile what the tabs need; it stays on disk for the next start.
+
+    The first tab's here, the others' in a process that gives way: compiling cannot be interrupted,
+    and somebody may be waiting for a picture.
+    """
+    if not jobs.Guidance.missing():
+        next(jobs.Guidance(*WORDS).frames())
+    multiprocessing.get_context("spawn").Process(target=others, daemon=True).start()
+
+
+def others() -> None:
+    """Compile for all tabs but the first, with what nobody else needs of the processor."""
+    os.nice(19)
+    devices.start()
     small, large = (render([scene.draw_scene(np.random.default_rng(0))], s) for s in (32, 64))
-    hole, words = np.zeros((*small.shape[1:3], 1), bool), ("a red ball", 3.0, 0)
-    for job in (jobs.Guidance(*words), jobs.Inpaint(*words, small[0], hole),
-                edits.Latents(*words), edits.Variation(small, 0.5, 0),
-                edits.Strokes(*words, 0.5, small[0]), edits.Latents(*words, 0.6, large[0]),
-                jobs.ClipGuidance(*words)):  # fmt: skip
+    hole = np.zeros((*small.shape[1:3], 1), bool)
+    for job in (jobs.Inpaint(*WORDS, small[0], hole), edits.Latents(*WORDS),
+                edits.Variation(small, 0.5, 0), edits.Strokes(*WORDS, 0.5, small[0]),
+                edits.Latents(*WORDS, 0.6, large[0]), jobs.ClipGuidance(*WORDS)):  # fmt: skip
         if not job.missing():
             next(job.frames())
-        jobs.reading(small[0])
 
 
 def build() -> gr.Blocks:

@@ -125,6 +125,7 @@ def watched(make: Callable, inputs: list, buttons: list[gr.Button]) -> None:
                           height=220, **LOOKS | {"elem_classes": "picture beside"})  # fmt: skip
         more = gr.Image(visible=False, **LOOKS | {"elem_classes": "more"})
         fold, text = code()
+        kept = gr.State()  # the frames of the last picture
 
     def view(frame, settings=None):
         """The picture of a frame, and what stands beside it there."""
@@ -150,10 +151,12 @@ def watched(make: Callable, inputs: list, buttons: list[gr.Button]) -> None:
         yield view(frames[-1], job.settings()) | {
             said: seconds, fold: gr.Accordion(visible=True), text: job.code(),
         }  # fmt: skip
-        yield {said: f"{seconds} · the reader sees {jobs.reading(square)}"}
+        yield {said: f"{seconds} · the reader sees {jobs.reading(square)}", kept: frames}
+
+    def film(frames):
         with tempfile.TemporaryDirectory() as folder:
-            film = jobs.film(frames, f"{folder}/film.webp")
-            yield {more: gr.Image(film, visible=True, label="Film")}
+            path = jobs.film(frames, f"{folder}/film.webp")
+            yield gr.Image(path, visible=True, label="Film")  # copied before the folder goes
 
     @polite
     def compare(*values):
@@ -172,13 +175,15 @@ def watched(make: Callable, inputs: list, buttons: list[gr.Button]) -> None:
             }  # fmt: skip
         yield {fold: gr.Accordion(visible=True), text: job.code(row=True)}
 
-    shown = [picture, said, beside, more, fold, text]
+    shown = [picture, said, beside, more, fold, text, kept]
     submits = [box.submit for box in inputs if isinstance(box, gr.Textbox)]
-    # A click while the film of the last picture is being made is not lost.
+    # A click while the last picture is being drawn is not lost.
     options = WORK | {"show_progress": "minimal", "show_progress_on": said,
                       "trigger_mode": "always_last"}  # fmt: skip
     runs = [gr.on([buttons[0].click, *submits], draw, inputs, shown, **options),
             buttons[1].click(compare, inputs, shown, **options)]  # fmt: skip
+    # Nobody waits for the film: the next picture is drawn meanwhile.
+    runs[0].success(film, kept, more, show_progress="hidden", api_visibility="private")
     buttons[2].click(lambda: "stopped", None, said, cancels=runs, **LIGHT)
 
 

@@ -23,6 +23,19 @@ def test_the_ratio_is_ours_over_the_fastest_torch_and_its_spread_comes_from_the_
     assert bench.picture([row]).size[1] > 0
 
 
+def test_a_variant_that_torch_cannot_compile_is_left_out_and_others_errors_are_not():
+    torch = pytest.importorskip("torch")
+    from benchmarks import bench
+
+    def broken():
+        raise torch._dynamo.exc.TorchDynamoException("no")
+
+    times, first = bench.race({"ours": lambda: 0, "torch compile": broken}, rounds=2)
+    assert list(times) == ["ours"] and first["torch compile"] is None
+    with pytest.raises(ZeroDivisionError):
+        bench.race({"ours": lambda: 1 / 0}, rounds=2)
+
+
 @pytest.mark.parametrize("name", ["glide", "ldm", "autoencoder"])
 def test_the_torch_networks_compute_what_ours_do(name):
     pytest.importorskip("torch")

@@ -134,6 +134,15 @@ def test_a_picture_depends_on_its_seed_and_row_alone(params):
 
 
 @pytest.mark.slow
+def test_dpm_solver_is_ddim_in_two_steps_and_looks_back_in_three(params):
+    far = {}
+    for steps in (2, 3):  # the first step and the last are of first order, as DDIM's
+        ddim, dpm = (draw(TINY, params, ["a red ball"], steps=steps, eta=e) for e in (0.0, "dpm"))
+        far[steps] = np.abs(ddim.astype(int) - dpm).max()
+    assert far[2] <= 1 < far[3]
+
+
+@pytest.mark.slow
 def test_guidance_scale_zero_ignores_the_caption_and_scales_mix_in_a_batch(params):
     a, b = (
         draw(TINY, params, [p] * 3, guidance_scale=np.array([0, 1, 3]), steps=2)
