@@ -47,6 +47,7 @@ def warm_up() -> None:
     """
     if not jobs.Guidance.missing():
         next(jobs.Guidance(*WORDS).frames())
+    jobs.reading(jobs.BLANK)  # its first reading takes seconds, too
     multiprocessing.get_context("spawn").Process(target=others, daemon=True).start()
 
 
