@@ -45,7 +45,8 @@ def clock() -> float:
 def race(contestants: dict, rounds: int) -> tuple[dict, dict]:
     """({name: (rounds,) seconds}, {name: seconds of the first call}); all run in turns.
 
-    Where torch.compile fails (2.14: the latent U-Net's backward pass) its time is None.
+    Each turn is two calls, the second one timed: nothing else runs between two steps of a training.
+    Where torch.compile fails (2.14: at times the latent U-Net's backward pass) its time is None.
     """
     first, contestants = {}, dict(contestants)
     for name in list(contestants):
@@ -62,6 +63,7 @@ def race(contestants: dict, rounds: int) -> tuple[dict, dict]:
     for i in range(rounds):
         names = list(contestants)
         for name in names[i % len(names) :] + names[: i % len(names)]:
+            contestants[name]()  # the first call after another's finds memory in disorder
             began = clock()
             contestants[name]()
             times[name].append(clock() - began)

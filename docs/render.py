@@ -96,7 +96,7 @@ def gather() -> None:
         f"lessons/{path.stem}.ipynb": nbformat.writes(lesson(path)) for path in build.sources()
     }
     pages |= {name: (ROOT / name).read_text() for name in map("{}/README.md".format, PACKAGES[1:])}
-    own = "conf.py", "style.css", "instructors.md", "scale.md", "studio.md"
+    own = "conf.py", "style.css", "instructors.md", "scale.md", "speed.md", "studio.md"
     pages |= {name: (ROOT / "docs" / name).read_text() for name in own}
     pages["index.md"] = (ROOT / "docs/index.md").read_text().replace("LESSONS", lesson_table())
     pages["figures.md"] = figures()

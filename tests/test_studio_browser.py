@@ -172,6 +172,14 @@ def test_a_caption_becomes_the_picture_that_it_names(page):
     seen(page, ".cm-content").filter(has_text=prompt).first.wait_for()
 
 
+def test_the_film_of_a_picture_follows_it(page):
+    press(page, "Draw")
+    drawn(page)
+    seen(page, ".more img").first.wait_for()
+    film = opened(page, ".more")
+    assert film.format == "WEBP" and film.n_frames > 20
+
+
 def test_a_picture_is_downloaded_with_its_settings(page, tmp_path):
     """Guided by CLIP, at the scale that the slider says."""
     page.get_by_text("CLIP", exact=True).locator("visible=true").click()
@@ -382,7 +390,8 @@ def test_it_listens_on_this_machine_only(address):
 def test_the_first_picture_is_soon_there(browser, tmp_path):
     """Seconds from the click to the finished picture: the programs to be compiled, and again.
 
-    What the reader sees in it is said later, the first time by seconds. Judged where nothing else computes, elsewhere only told.
+    What the reader sees in it is said later, the first time by seconds. Judged where nothing else
+    computes, elsewhere only told.
     """
     idle, seconds = os.getloadavg()[0] < 0.5, []
     server, address = serve(tmp_path)
