@@ -142,11 +142,11 @@ assert jnp.isclose(got, library_scale(moments, stage.channels), rtol=1e-2), "as 
 a = library_scale(moments, stage.channels)
 S, t = schedule.scaled_linear(), np.arange(1, 1001)
 ratio = lambda a: np.log10((a * float(z.std()) * S.signal[1:] / S.noise[1:]) ** 2)  # noqa: E731
-plot.curve({"scaled": (t, ratio(a)), "not scaled": (t, ratio(1.0))}, xlabel="t",
-           ylabel="log10 of signal to noise", title="the same schedule, two spreads")  # fmt: skip
 off = 2 * np.log10(a)
 print(f"scaling moves the whole curve by {off:+.2f}, whatever t")
 assert np.allclose(ratio(a) - ratio(1.0), off, atol=1e-4)
+plot.curve({"scaled": (t, ratio(a)), "not scaled": (t, ratio(1.0))}, xlabel="t",
+           ylabel="log10 of signal to noise", title="the same schedule, two spreads")  # fmt: skip
 
 # %% [markdown]
 # <details><summary>Answer</summary>
@@ -222,16 +222,15 @@ made, wrong = (np.asarray(to_uint8(decode(b))) for b in (guess, a * z[:8]))
 valid = [np.mean([r["valid"] for r in read(b)]) for b in (back[:8], made, wrong)]
 print("scenes, says the reader: encoded {:.2f}, made up {:.2f}, not unscaled {:.2f}".format(*valid))
 names = ["D(E(x))", "D(made up)", "D(a E(x))"]
-plot.grid(np.concatenate([back[:8], made, wrong]), columns=8, row_labels=names, scale=2)
 assert valid[0] > 0.9 and valid[1] < 0.1 and valid[2] < 0.5
+plot.grid(np.concatenate([back[:8], made, wrong]), columns=8, row_labels=names, scale=2)
 
 # %%
 DATA = os.environ.get("DATA", "digits")  # not what it learned; of tfds: "mnist", "celeb_a"...
 other = data.load(DATA, "test", size=64)["image"][:8]
 again = np.asarray(to_uint8(decode(encode(to_float(jnp.asarray(other)))[0])))
-gap = {name: np.abs(a.astype(float) - b).mean()
-       for name, a, b in (("scenes", back, pictures), (DATA, again, other))}  # fmt: skip
-print("from encoding and decoding, mean error of 255:", gap)
+gap = [np.abs(a.astype(float) - b).mean() for a, b in ((back, pictures), (again, other))]
+print(f"lost on the way, of 255: scenes {gap[0]:.1f}, {DATA} {gap[1]:.1f}")
 plot.grid(np.concatenate([other, again]), columns=8, row_labels=[DATA, "D(E(x))"], scale=2)
 
 # %% [markdown]

@@ -232,9 +232,9 @@ assert scene["faded"] < 0.3 < 0.5 < scene["x_T turned"] and flips[0.5] > flips[0
 broken = draw(z, manipulate.invert(config, params, pictures, z[ends], **options))
 lost = close[0.0] - float(psnr(broken, pictures).mean())
 print(f"{lost:.0f} dB lost: x_T then has to undo what the other z_i says")
+assert lost > 5
 plot.grid(np.concatenate([pictures[:8], again[0.0][:8], broken[:8]]), columns=8, scale=3,
           row_labels=["picture", "its own z_i", "another's"])  # fmt: skip
-assert lost > 5
 
 # %% [markdown]
 # ## Summary

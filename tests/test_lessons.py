@@ -3,6 +3,7 @@
 The checks are tried on the solutions and on lesson_wrong_answers.py, inside one run of the lesson.
 """
 
+import ast
 import os
 import subprocess
 import sys
@@ -83,6 +84,15 @@ def as_a_student(monkeypatch, request):
     import matplotlib.pyplot as plt
 
     plt.close("all")
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=STEMS)
+def test_a_picture_ends_its_cell_or_a_notebook_would_not_show_it(path):
+    for cell in code_cells(path):
+        for statement in ast.parse(cell.source).body[:-1]:
+            call = getattr(getattr(statement, "value", None), "func", None)
+            drawn = isinstance(statement, ast.Expr) and ast.unparse(call or statement)
+            assert drawn not in ("plot.grid", "plot.curve", "plot.strip"), cell.source
 
 
 @pytest.mark.slow
