@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
+from jax.experimental.compilation_cache import compilation_cache
 
 from common import devices, plot, sampler, schedule, train
 from common.guidance import classifier_free
@@ -152,6 +153,7 @@ def start_up() -> dict:
         jax.clear_caches()
         warm = measure(pure, args, 1)
         jax.config.update("jax_compilation_cache_dir", None)
+        compilation_cache.reset_cache()  # it would go on writing into the folder
     return {"cold": {k: cold[k] for k in ("trace_s", "compile_s")},
             "warm": {k: warm[k] for k in ("trace_s", "compile_s")}}  # fmt: skip
 

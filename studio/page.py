@@ -1,7 +1,5 @@
 """The page: six tabs of one shape, controls on the left and the picture on the right."""
 
-import multiprocessing
-import os
 import threading
 from dataclasses import replace
 
@@ -15,11 +13,10 @@ from common.pictures import MAX_SIDE, on_white
 from common.scenes import scene
 from common.scenes.render import render
 from sdedit.guides import grow, strokes
-from studio import edits, jobs, parts
+from studio import edits, jobs, parts, warm
 from studio.parts import CANVAS, INK
 
 UPLOAD, WAITING = "5mb", 32  # the largest file, and the most requests in the queue
-WORDS = "a red ball", 3.0, 0  # of the pictures that are drawn to compile
 EXAMPLES = {
     "a green heart on a white background": 3,
     "a blue ball at night": 3,
@@ -32,36 +29,11 @@ def serve(port: int | None, share: bool) -> None:
     """Start the server and compile meanwhile; blocks unless in a notebook."""
     Image.MAX_IMAGE_PIXELS = MAX_SIDE**2 // 2  # above twice that Pillow refuses, also in gradio
     devices.start()
-    threading.Thread(target=warm_up, daemon=True).start()
+    threading.Thread(target=warm.up, daemon=True).start()
     build().queue(max_size=WAITING, default_concurrency_limit=1).launch(
         server_name="127.0.0.1", server_port=port, share=share, max_file_size=UPLOAD,
         height=900, css=parts.CSS, theme=parts.THEME, footer_links=[],
     )  # fmt: skip
-
-
-def warm_up() -> None:
-    """Compile what the tabs need; it stays on disk for the next start.
-
-    The first tab's here, the others' in a process that gives way: compiling cannot be interrupted,
-    and somebody may be waiting for a picture.
-    """
-    if not jobs.Guidance.missing():
-        next(jobs.Guidance(*WORDS).frames())
-    jobs.reading(jobs.BLANK)  # its first reading takes seconds, too
-    multiprocessing.get_context("spawn").Process(target=others, daemon=True).start()
-
-
-def others() -> None:
-    """Compile for all tabs but the first, with what nobody else needs of the processor."""
-    os.nice(19)
-    devices.start()
-    small, large = (render([scene.draw_scene(np.random.default_rng(0))], s) for s in (32, 64))
-    hole = np.zeros((*small.shape[1:3], 1), bool)
-    for job in (jobs.Inpaint(*WORDS, small[0], hole), edits.Latents(*WORDS),
-                edits.Variation(small, 0.5, 0), edits.Strokes(*WORDS, 0.5, small[0]),
-                edits.Latents(*WORDS, 0.6, large[0]), jobs.ClipGuidance(*WORDS)):  # fmt: skip
-        if not job.missing():
-            next(job.frames())
 
 
 def build() -> gr.Blocks:
