@@ -115,6 +115,7 @@ def save(c: BenchConfig, new: list[dict]) -> None:
     threads = len(os.sched_getaffinity(0))
     report = {
         "command": f"python -m benchmarks.bench --rounds {c.rounds}" + " --quick" * c.quick
+        + f" --only '{c.only}'" * bool(c.only)
         + " --no-torch-compile" * (not c.torch_compile),
         "machine": {"cpu": platform.machine(), "cores": threads, "threads": threads},
         "clock": "CPU seconds of the process" if threads == 1 else "wall",

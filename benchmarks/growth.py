@@ -162,7 +162,8 @@ def main(c: GrowthConfig) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     report = {
-        "command": "python -m benchmarks.growth", "clock": "CPU seconds of the process",
+        "command": f"python -m benchmarks.growth --rounds {c.rounds}",
+        "clock": "CPU seconds of the process",
         "machine": {"cpu": platform.machine(), "cores": len(os.sched_getaffinity(0))},
         "versions": {k: metadata.version(k) for k in ("jax", "jaxlib", "flax")},
         "model": f"U-Net of width {CONFIG.width}, {SIZE} px; batch {BATCH} (sampler 8) where fixed",
