@@ -1,7 +1,7 @@
 """The numbers and figures of the package, one part at a time, each a JSON and a WebP.
 
     guidance    the scale's sweep (Table 3)
-    factors     quality against training time for f in 1, 2, 4, 8, 16, under their ceilings (Fig. 6)
+    factors     quality against training for f in 1, 2, 4, 8, 16, under their ceilings (Fig. 6)
     vq          KL against VQ: what comes back, and the codes in use (Table 8)
     rescale     latents of unit variance or as they come, at the trained size and twice it (D.1)
     speed       latents against pixels: quality and pictures a second, by sampler steps (Fig. 7)
@@ -122,7 +122,8 @@ def factors(c: StudyConfig):
 
     Of classes, as in the paper: they are learned in fewer steps than words.
     Paper: the U-Net sees every position of the latent, which costs f = 1 its time. Here its stem
-    takes several at once, and the cost of a step is nearly the same for all f up to 8.
+    takes several at once, and the cost of a step is nearly the same for all f up to 8. The rows
+    have seconds, too: of a machine that may have had other work.
     """
     rows, series = [], {}
     for f in c.factors:
@@ -131,12 +132,12 @@ def factors(c: StudyConfig):
             config, params, metadata = trained(c, f, max(c.latent_steps // part, 1), "_class")
             found = quality(config, params, c.num, c.guidance_scale, **c.drawing)
             mine.append({**about(config.first_stage, metadata), **found})
-        seconds = [row["recipe"]["seconds"] for row in mine]
-        series[f"f = {f}"] = (seconds, *_points(mine))
+        steps = [row["recipe"]["steps"] for row in mine]
+        series[f"f = {f}"] = (steps, *_points(mine))
         ceiling = [row["ceiling"]["shape_colour"]["accuracy"] for row in mine]
-        series[f"f = {f}, reconstructions"] = (seconds, ceiling)
+        series[f"f = {f}, reconstructions"] = (steps, ceiling)
         rows += mine
-    return rows, plot.curve(series, xlabel="training of the latent model, seconds", logx=True,
+    return rows, plot.curve(series, xlabel="training steps of the latent model", logx=True,
                             ylabel="shapes and colours right",
                             title="Latent diffusion by downsampling factor")  # fmt: skip
 

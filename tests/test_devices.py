@@ -1,4 +1,4 @@
-"""The same step on one device, on eight and in two processes, each in a process of its own."""
+"""The same step on one device, on eight and in 2 or 4 processes, each in a process of its own."""
 
 import json
 import os
@@ -50,14 +50,15 @@ def test_the_device_count_does_not_change_the_samples_of_a_seed():
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one():
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_several_processes_train_as_one(hosts):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{s.getsockname()[1]}"
     (alone,) = results(start(1, "host", address, 1, 0))
-    pair = [start(2, "host", address, 2, i) for i in range(2)]
-    for (row,) in map(results, pair):
-        assert row["devices"] == 4
+    processes = [start(2, "host", address, hosts, i) for i in range(hosts)]
+    for (row,) in map(results, processes):
+        assert row["devices"] == 2 * hosts
         assert_allclose(row["losses"], alone["losses"], rtol=1e-5)
         assert_allclose(row["params"], alone["params"], atol=1e-6)
 
