@@ -77,9 +77,9 @@ PAPER_INPAINT = replace(
     unet=replace(PAPER_FACES.unet, width=256, heads=8, updown="resblock"),
 )
 
-# Paper: small differs in scale, in the text encoder, in predicting the velocity (a narrow network
-# that predicts x0 cannot even copy z where there is little noise, and blurs), and in dropping
-# captions: guidance needs it, and the published training code has nothing of it.
+# Paper: small differs in scale, in the text encoder, in predicting the velocity (README.md, "The
+# shipped weights"), and in dropping captions: guidance needs it, and the published training code
+# has nothing of it.
 SMALL = LdmConfig(
     size=64,
     first_stage=SMALL_KL,
@@ -105,7 +105,7 @@ TINY = replace(
     SMALL,
     size=32,
     first_stage=TINY_KL,
-    prediction="x0",
+    prediction="x0",  # a stem as coarse
     unet=replace(
         SMALL.unet, width=16, multipliers=(1,), attention=(1,), head_dim=8, groups=4, patch=2
     ),
