@@ -135,11 +135,12 @@ def animate(
 
 def curve(
     series: dict[str, tuple], *, xlabel: str, ylabel: str, title: str = "", logx: bool = False,
-    size: tuple[float, float] = (6.4, 4.0),
+    limits: dict[str, float] | None = None, size: tuple[float, float] = (6.4, 4.0),
 ) -> Image.Image:  # fmt: skip
     """Lines with interval bands: series {name: (x, y, low, high)} or {name: (x, y)}, in inches.
 
     Where x are names, there is no line: points with their intervals, side by side.
+    limits {name: y}: a level that this series cannot pass, dashed in its colour.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -160,6 +161,8 @@ def curve(
         axes.plot(x, y, color=colour, lw=2, label=name, marker="o" if len(x) <= 24 else "", ms=4.5)
         if band:
             axes.fill_between(x, *band, color=colour, alpha=0.16, lw=0)
+        if limits and name in limits:
+            axes.axhline(limits[name], color=colour, lw=1.2, ls=(0, (4, 3)))
     axes.set(xlabel=xlabel, ylabel=ylabel)
     if logx:
         axes.set_xscale("log")

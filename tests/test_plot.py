@@ -104,6 +104,18 @@ def test_curves_are_drawn_with_or_without_bands_and_odd_series_are_refused():
             plot.curve({"a": bad}, xlabel="", ylabel="")
 
 
+def test_a_limit_is_dashed_across_the_plot_in_the_colour_of_its_series():
+    def blue(limits):
+        options = {"xlabel": "", "ylabel": "", "limits": limits}
+        pixels = np.asarray(plot.curve({"a": ([0, 1], [0, 0.1])}, **options), int)
+        return np.abs(pixels - [0x33, 0x66, 0xCC]).max(-1) < 16
+
+    plain, limited, unnamed = map(blue, (None, {"a": 0.8}, {"b": 0.8}))
+    assert unnamed.sum() == plain.sum()
+    row = limited[: len(limited) // 2].sum(1).max()  # above the series there is only the limit
+    assert 0.4 < row / plain.shape[1] < 0.75
+
+
 def test_points_of_names_are_not_joined_by_a_line():
     y = np.array([0.0, 1.0])
     options = {"xlabel": "", "ylabel": "", "size": (3, 2)}
