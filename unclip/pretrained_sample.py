@@ -6,6 +6,7 @@ All steps are DDPM's, none DDIM's. karlo/sampler/t2i.py, whose "fast" setting th
 takes 50 steps of the decoder).
 """
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -23,7 +24,6 @@ from common.unet import UNet, UNetConfig
 from glide.sample import check, save
 from unclip import pretrained
 from unclip.pretrained import KarloDecoderConfig, KarloPriorConfig, guided
-from unclip.sample import SHIPPED_CLIP, UPSAMPLER, SampleConfig
 
 T = 1000
 PRIOR_STEPS, STEPS, SR_STEPS = 25, 25, 7
@@ -166,8 +166,9 @@ def draw(
     return devices.in_chunks(some, num, CHUNK, "drawing", progress)
 
 
-def main(c: SampleConfig) -> None:
-    """`python -m unclip sample` where its weights are Karlo's decoder."""
+def main(c) -> None:
+    """`python -m unclip sample` where its weights are Karlo's decoder; c: sample.SampleConfig."""
+    left = {f.name for f in dataclasses.fields(c) if getattr(c, f.name) == f.default}
     c = defaults(c, guidance_scale=GUIDANCE, prior_guidance=PRIOR_GUIDANCE, steps=STEPS, best_of=1)
     check(c)
     sampler.timesteps(T, c.steps)
@@ -180,7 +181,7 @@ def main(c: SampleConfig) -> None:
         "stats": "ViT-L-14_stats.th",
         "prior_weights": "its prior's .ckpt",
     }.items():
-        if getattr(c, name) in (None, SHIPPED_CLIP):
+        if name in left:
             option = name.replace("_", "-")
             raise ValueError(f"Karlo's weights need more of its files: give --{option}, {what}")
     devices.start()
@@ -193,7 +194,7 @@ def main(c: SampleConfig) -> None:
     tokens = pieces.encode([c.prompt, ""])
     stats = pretrained.load_stats(c.stats, decoder[0].dim)
     command.check_out(c.out)
-    large = c.size == ENLARGED * size or c.size is None and c.upsampler != UPSAMPLER
+    large = c.size == ENLARGED * size or c.size is None and "upsampler" not in left
     second = pretrained.load_super_resolution(c.upsampler) if large else None
     karlo = Karlo(clip, pretrained.load_prior(c.prior_weights), decoder, stats, second)
     images = draw(karlo, tokens, c.num, guidance_scale=c.guidance_scale, steps=c.steps,

@@ -17,7 +17,7 @@ from common.process import to_uint8
 from common.scenes.captions import canonical
 from glide.model import make_schedule, tokenizer
 from glide.sample import JUDGE, check, save
-from unclip import ar_prior, diffusion_prior, upsampler
+from unclip import ar_prior, diffusion_prior, pretrained_sample, upsampler
 from unclip.model import (
     Clip,
     DecoderConfig,
@@ -166,8 +166,6 @@ def load_prior(kind: str, path: Path | None, clip: Clip) -> tuple | None:
 
 def main(c: SampleConfig) -> None:
     if is_published(c.weights, c.vocab):
-        from unclip import pretrained_sample  # here: it imports this file
-
         return pretrained_sample.main(c)
     c = defaults(c, guidance_scale=2.0, prior_guidance=1.0, best_of=2, steps=50)
     check(c)
