@@ -27,10 +27,10 @@ test-slow: $(READY)  ## the others: lessons, commands and trainings from end to 
 lint: $(READY)  ## style
 	$(BIN)/ruff check .
 
-train: $(READY)  ## GLIDE from scratch, as the shipped weights were (hours on 2 cores)
+train: $(READY)  ## GLIDE from scratch (hours on 2 cores; the shipped weights: glide/README.md)
 	$(BIN)/python -m glide train --preset small --out runs/glide
 
-study: $(READY)  ## the numbers and figures of the README tables
+study: $(READY)  ## captions and guidance on GLIDE; more parts: glide/README.md
 	$(BIN)/python -m glide study
 
 scenes: $(READY)  ## a sheet of the data set, into out/scenes.png

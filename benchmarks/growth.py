@@ -183,7 +183,7 @@ def main(c: GrowthConfig) -> None:
         c.out.mkdir(parents=True, exist_ok=True)
         (c.out / "growth.json").write_text(json.dumps(report, indent=1) + "\n")
         figure = plot.curve(series, xlabel="times as much", ylabel="times as long", logx=True,
-                            title="Train step; sampler (steps)")  # fmt: skip
+                            logy=True, title="A training step; steps: the sampler")  # fmt: skip
         plot.save(figure, c.out / "growth.webp")
 
 

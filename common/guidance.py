@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from common.process import Prediction
+from common.process import Prediction, eps_from_x0, x0_from_eps
 from common.schedule import Schedule
 
 Denoiser = Callable[[jax.Array, jax.Array, Any], Prediction]
@@ -59,16 +59,23 @@ def gradient_guidance(
     log_prob: Callable[[jax.Array, jax.Array, Any], jax.Array],
     schedule: Schedule,
     guidance_scale: float | jax.Array,
+    *,
+    x0_fn: Callable[[jax.Array], jax.Array] | None = None,
 ) -> Denoiser:
     """eps = eps - s noise_t grad_x log p(y | x_t): classifier guidance and CLIP guidance alike.
 
     log_prob(x, t, cond) -> (B,): a noise-aware classifier's log-probability, or CLIP's scaled
     cosine. The gradient is taken at x_t, as in ADM's code; it is summed over the batch, whose
     rows do not know each other. Dhariwal & Nichol 2021, Algorithm 2.
+    x0_fn: bounds x0 before the gradient is added, as ADM's DDIM does, whose guided x0 is free; the
+    sampler then gets none. By default the sampler bounds what is guided: other pictures.
     """
 
     def guided(x: jax.Array, t: jax.Array, cond: Any) -> Prediction:
         pred = denoise(x, t, cond)
+        if x0_fn is not None:
+            x0 = x0_fn(x0_from_eps(schedule, x, t, pred.eps))
+            pred = pred._replace(eps=eps_from_x0(schedule, x, t, x0))
         gradient = jax.grad(lambda x: log_prob(x, t, cond).sum())(x)
         noise = schedule.at(t, x.ndim)[1]
         return pred._replace(eps=pred.eps - _per_example(guidance_scale, x.ndim) * noise * gradient)

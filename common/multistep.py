@@ -57,8 +57,7 @@ def plms(
     ts = jnp.asarray(ts, jnp.int32)
     t, s = ts[0], ts[1]
     _, eps = _predict(denoise, schedule, x, t, cond, x0_fn)
-    # There is no eps at time 0: a one-step ladder asks at t again, as the official loop does.
-    ahead = jnp.where(s > 0, s, t)
+    ahead = s if len(ts) > 2 else t  # a one-step ladder asks at t again, as the official loop does
     _, eps_ahead = _predict(denoise, schedule, _move(schedule, x, t, s, eps), ahead, cond, x0_fn)
     x = _move(schedule, x, t, s, (eps + eps_ahead) / 2)
 

@@ -48,7 +48,8 @@ class GroupNorm(nn.Module):
 
     Norm, affine and modulation are one multiply-add per element: x a + d with a, d (B, C) found
     from per-channel sums (5 to 10 times faster than the textbook order on CPU). The sums are
-    float32 and the variance, E[x^2] - E[x]^2, is kept from falling below 0.
+    float32 and the variance, E[x^2] - E[x]^2, is kept from falling below 0. It cancels where a
+    group's mean is far above its spread: the output is off by 5e-5 at 10 times, 4e-3 at 100.
     """
 
     groups: int = 32

@@ -135,7 +135,8 @@ def animate(
 
 def curve(
     series: dict[str, tuple], *, xlabel: str, ylabel: str, title: str = "", logx: bool = False,
-    limits: dict[str, float] | None = None, size: tuple[float, float] = (6.4, 4.0),
+    logy: bool = False, limits: dict[str, float] | None = None,
+    size: tuple[float, float] = (6.4, 4.0),
 ) -> Image.Image:  # fmt: skip
     """Lines with interval bands: series {name: (x, y, low, high)} or {name: (x, y)}, in inches.
 
@@ -159,13 +160,20 @@ def curve(
             axes.set_xticks(np.arange(len(x)), x)
             continue
         axes.plot(x, y, color=colour, lw=2, label=name, marker="o" if len(x) <= 24 else "", ms=4.5)
-        if band:
+        if band and (np.diff(x) > 0).all():
             axes.fill_between(x, *band, color=colour, alpha=0.16, lw=0)
+        elif band:  # a path that turns back would twist its band
+            axes.vlines(x, *band, color=colour, alpha=0.5, lw=1.2)
         if limits and name in limits:
             axes.axhline(limits[name], color=colour, lw=1.2, ls=(0, (4, 3)))
     axes.set(xlabel=xlabel, ylabel=ylabel)
     if logx:
         axes.set_xscale("log")
+        if len(named := sorted({float(x) for x, *_ in series.values() for x in x})) <= 8:
+            axes.set_xticks(named, [f"{x:g}" for x in named])
+            axes.minorticks_off()
+    if logy:
+        axes.set_yscale("log")
     axes.set_title(title, loc="left", fontsize=12, fontweight="bold")
     axes.grid(color="#e4e6ea", lw=0.8)
     axes.set_axisbelow(True)

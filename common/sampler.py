@@ -35,7 +35,8 @@ Project = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # x_s, s, key 
 def timesteps(T: int, steps: int) -> np.ndarray:
     """(steps + 1,) int32, evenly from T to 1 (both kept, as in ADM's respacing), then 0.
 
-    With steps = T these are all times: respacing is then the identity.
+    With steps = T these are all times: respacing is then the identity. One step is T -> 0 (ADM's
+    would be 1 -> 0, from the cleanest time).
     """
     if not 1 <= steps <= T:
         raise ValueError(f"steps must be in 1..{T} (the schedule has {T} times), not {steps}")
@@ -246,7 +247,8 @@ def invert(
 
     Each step uses the eps found where it starts (there is none at t = 0, so t = 1 is asked);
     `sample` from the result returns near x, the nearer the more steps.
-    Dhariwal & Nichol 2021, ddim_reverse_sample.
+    Dhariwal & Nichol 2021, ddim_reverse_sample, which takes x for time 1, ends past T where no
+    signal is left, and clips x0 by default: one of its steps is this one on [i + 2, i + 1].
     """
     ts = jnp.asarray(ts, jnp.int32)[::-1]
 

@@ -43,8 +43,13 @@ class Schedule(NamedTuple):
 
 
 def from_alpha_bar(alpha_bar: np.ndarray) -> Schedule:
-    """Variance-preserving tables from alpha_bar (T,) of t = 1..T: signal^2 + noise^2 = 1."""
+    """Variance-preserving tables from alpha_bar (T,) of t = 1..T: signal^2 + noise^2 = 1.
+
+    ValueError where no signal is left ("zero terminal SNR"): there eps no longer tells x0.
+    """
     alpha_bar = np.concatenate([[1.0], np.asarray(alpha_bar, np.float64)])
+    if not (alpha_bar > 0).all():
+        raise ValueError(f"alpha_bar must stay above 0, not fall to {alpha_bar.min():g}")
     return Schedule(
         jnp.asarray(np.sqrt(alpha_bar), jnp.float32),
         jnp.asarray(np.sqrt(1 - alpha_bar), jnp.float32),

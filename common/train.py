@@ -68,7 +68,8 @@ def begin_with(base: Any, fresh: Any) -> Any:
 def ema_decay_at(step: jax.Array, decay: float) -> jax.Array:
     """min(decay, (1 + n) / (10 + n)) after n steps: a short run must forget its random start.
 
-    ADM uses 0.9999 without a ramp, fit for 10^5 steps and more (improved-diffusion issue 59).
+    ADM uses 0.9999 without a ramp, fit for 10^5 steps and more (improved-diffusion issue 59);
+    latent-diffusion's LitEma has this one, counted from 1: n is one more there.
     """
     return jnp.minimum(decay, (1 + step) / (10 + step))
 

@@ -124,6 +124,7 @@ def compiled(config: Under, judge: ClassifierConfig, steps: int, how: str):
         denoise, cond = underneath(config, params, given)
         args, options = (schedule, x, ts, cond, step_key), {"x0_fn": sampler.clip_x0}
         if how == "ddim":
+            # Paper: ADM clips x0 first and leaves the guided one free; here it is clipped, too.
             guided = gradient_guidance(denoise, towards, schedule, scale)
             return to_uint8(sampler.sample(guided, *args, **options))
         shift = mean_shift(towards, scale, at=how)

@@ -101,6 +101,7 @@ def compiled(config: GlideConfig, clip_config: ClipConfig, steps: int):
             log_prob = clip_log_prob(clip_config, clip_params)
         else:
             log_prob = unnoised_log_prob(clip_config, clip_params, denoise, schedule)
+        # Paper: GLIDE's notebook moves the mean of ancestral steps; here eps is moved.
         guided = gradient_guidance(denoise, log_prob, schedule, scales)
         cond |= {"text_embedding": embedding}
         return to_uint8(sampler.sample(guided, schedule, x, ts, cond, step_key, x0_fn=clip_x0))

@@ -110,6 +110,7 @@ def usual(config: LdmConfig) -> dict[str, float]:
     """What the scripts that came with the weights draw with, unless they are told otherwise.
 
     Stable Diffusion 50 steps and 7.5; text2img-large 200 and 5 (scripts/txt2img.py); inpainting 50.
+    The faces' script takes 50, too, but with eta = 1 where this draws with 0.
     """
     if config.condition != "text":
         return {"steps": 50, "guidance_scale": 3.0}

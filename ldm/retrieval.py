@@ -74,13 +74,18 @@ def retrieve(
     config: LdmConfig, params: dict, texts: np.ndarray, database: np.ndarray, k: int, **options
 ) -> np.ndarray:
     """Text embeddings (B, D), database (M, D) -> uint8 (B, H, W, 3); options: sample.draw's."""
-    if config.condition != "neighbours":
-        raise ValueError("these weights see no neighbours: train some with `train-retrieval`")
+    check(config)
     if (D := texts.shape[1]) != config.class_width:
         raise ValueError(f"this CLIP's embeddings are of {D} numbers, those of the training of "
                          f"{config.class_width}: give its --clip")  # fmt: skip
     return draw(config, params, [""] * len(texts), beside={"context": context(texts, database, k)},
                 **options)  # fmt: skip
+
+
+def check(config: LdmConfig) -> None:
+    """ValueError unless the model sees neighbours."""
+    if config.condition != "neighbours":
+        raise ValueError("these weights see no neighbours: train some with `train-retrieval`")
 
 
 def search(
@@ -100,6 +105,7 @@ def main(c: RetrieveConfig) -> None:
     clip_config, clip_params = load_clip(c.clip)
     text = clip.embed_texts(clip_config, clip_params, [c.prompt])
     prompt, (c, config, params, _) = c.prompt, start(c)
+    check(config)  # before the whole database is read
     database, found = search(c, clip_config, clip_params, text[0])
     images = retrieve(config, params, text.repeat(c.num, 0), database, c.neighbours,
                       guidance_scale=c.guidance_scale, steps=c.steps, solver=c.sampler,

@@ -75,7 +75,8 @@ def times(config: LdmConfig, steps: int, strength: float = 1.0) -> np.ndarray:
     """The last `strength` of the sampler's times, and 0."""
     if not 0 < strength <= 1:
         raise ValueError(f"strength must lie in 0..1 and above 0, not {strength:g}")
-    # Paper: the official ladder, 1, 21, ..., 981, is one that other step counts can fall off.
+    # Paper: the official ladder, 981, ..., 21, 1, is one that other step counts can fall off; it
+    # ends at 1, with what noise is left there, and img2img starts one rung below where it noised.
     return sampler.timesteps(config.T, steps)[-1 - max(1, int(strength * steps)) :]
 
 
@@ -93,6 +94,7 @@ def compiled(config: LdmConfig, solver: str, steps: int, strength: float, size: 
         z = sampler.noise_like(z_key, jnp.zeros((len(scales), *shape)))
         if images is not None:
             start = jnp.full(len(scales), ts[0])
+            # Paper: Stable Diffusion's img2img draws z of the encoder; here it is its mean.
             z = schedule.add_noise(to_latent(config, params, to_float(images)), start, z)
         denoise, cond = guide(config, params, cond, scales, null_cond)
         z = solve(solver, denoise, schedule, z, ts, cond, step_key)

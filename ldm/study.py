@@ -137,8 +137,8 @@ def factors(c: StudyConfig):
         ceilings[f"f = {f}"] = mine[-1]["ceiling"]["shape_colour"]["accuracy"]
         rows += mine
     return rows, plot.curve(series, xlabel="training steps of the latent model", logx=True,
-                            ylabel="shapes and colours right (dashed: reconstructions)",
-                            title="Latent diffusion by downsampling factor",
+                            ylabel="shapes and colours right",
+                            title="Latents by factor; dashed: pictures encoded and decoded",
                             limits=ceilings)  # fmt: skip
 
 

@@ -53,7 +53,7 @@ print(f"a picture has {x[0].size} numbers, its latent {z[0].shape} has {z[0].siz
 
 # %% [markdown]
 # ## The obvious thing, and why it falls short
-# Why train anything? A picture of 16 x 16 pixels is small, too. Shrink by 4, enlarge smoothly, and
+# Why train anything? 16 x 16 pixels are 768 numbers, fewer yet. Shrink by 4, enlarge smoothly, and
 # let the reader, who needs no network, say what is still to be seen.
 
 # %%
@@ -134,9 +134,9 @@ assert jnp.isclose(got, library_scale(moments, stage.channels), rtol=1e-2), "as 
 
 # %% [markdown]
 # ## Predict, then run
-# Forget $a$: feed the schedule latents of this spread. At half of the time, t = 500, is the latent
-# **A** as noisy as it should be, **B** too noisy or **C** not noisy enough? And at t = T, is
-# anything of it left, from which the sampler, which starts from pure noise, could not start?
+# Forget $a$: feed the schedule latents of the spread printed above. At t = 500, half of the time,
+# is the latent **A** as noisy as it should be, **B** too noisy or **C** not noisy enough? And at
+# t = T, where the sampler begins with pure noise: is less or more of the latent left than meant?
 
 # %%
 a = library_scale(moments, stage.channels)
@@ -151,9 +151,9 @@ plot.curve({"scaled": (t, ratio(a)), "not scaled": (t, ratio(1.0))}, xlabel="t",
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Signal to noise goes with the square of the spread, at every t alike: with a spread above 1 all
-# times are **C**, not noisy enough, and below 1 too noisy. The network would spend its training on
-# the wrong noise levels, and the sampler would start from noise it has never quite seen.
+# **C**. Signal to noise goes with the square of the spread, some 4 here: at every t it is about 17
+# times what was meant, at T, too. The network would spend its training on the wrong noise levels,
+# and the sampler would begin with purer noise than it has ever seen.
 # </details>
 #
 # ### Exercise 3 · words, everywhere (10 minutes)
@@ -202,7 +202,7 @@ print(f"the reader finds what was asked for in {asked} of {len(prompts)}")
 # %% [markdown]
 # ## What you should see
 # The reader finds shape and colour in nearly all encoded pictures, and in fewer of the shrunk ones;
-# the latent's own noise is less than a twentieth of its spread; most of the words are drawn.
+# the latent's own noise is about a thousandth of its spread; most of the words are drawn.
 
 # %%
 assert asked >= 2

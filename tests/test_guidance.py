@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common import schedule
+from common import sampler, schedule
 from common.guidance import classifier_free, gradient_guidance
 from common.mixture import NULL, Mixture
 from common.process import Prediction
@@ -162,6 +162,23 @@ def test_gradient_guidance_keeps_the_variance_and_adds_minus_noise_times_the_gra
     alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[[9, 699]]
     expected = -2 * np.sqrt(1 - alpha_bar)[:, None] * np.array([[10.0], [700.0]]) * cond
     np.testing.assert_allclose(pred.eps, expected, rtol=1e-6)
+
+
+def test_x0_bounded_before_the_gradient_is_ADMs_guided_DDIM_step():
+    # gaussian_diffusion.py: p_mean_variance clips, condition_score moves eps, x0 follows unclipped.
+    s, (t, to) = SCHEDULES["linear"], (700, 660)
+    x, gradient = np.array([[3.0, -0.2, 0.5]]), np.array([[0.4, -0.3, 0.2]])
+    log_prob = lambda x, t, cond: (x * gradient).sum(-1)  # noqa: E731
+    denoise = lambda x, t, cond: Prediction(0.1 * x)  # noqa: E731
+    alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[[t - 1, to - 1]]
+    signal, noise = np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
+    x0 = np.clip((x - noise[0] * 0.1 * x) / signal[0], -1, 1)
+    eps = (x - signal[0] * x0) / noise[0] - noise[0] * 2.5 * gradient
+    x0 = (x - noise[0] * eps) / signal[0]
+    assert np.abs(x0).max() > 1
+    guided = gradient_guidance(denoise, log_prob, s, 2.5, x0_fn=lambda x0: jnp.clip(x0, -1, 1))
+    got = sampler.sample(guided, s, jnp.array(x), jnp.array([t, to]), {}, jax.random.key(0))
+    np.testing.assert_allclose(got, signal[1] * x0 + noise[1] * eps, rtol=1e-5)
 
 
 def test_the_null_condition_may_lead_with_B_or_not():

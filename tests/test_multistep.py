@@ -77,6 +77,15 @@ def test_plms_is_the_official_recursion_and_costs_one_extra_call():
     assert sorted(calls, reverse=True) == sorted([*ts[:-1], ts[1]], reverse=True)
 
 
+def test_a_ladder_of_one_step_asks_plms_at_its_time_again_wherever_it_ends():
+    # As plms.py's t_next = time_range[min(i + 1, len(time_range) - 1)].
+    for ts in ([982, 962], [982, 0]):
+        calls = []
+        sampler.plms(linear_denoise(calls), S, jnp.ones((2, 1)), jnp.array(ts), {})
+        jax.effects_barrier()
+        assert calls == [982, 982]
+
+
 def test_dpm_solver_is_its_formula_and_first_order_at_both_ends():
     signal, noise = tables()
     ts = sampler.timesteps(S.T, 6)

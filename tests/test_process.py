@@ -218,6 +218,13 @@ def official_nll(x0, mean, log_std):
     )
 
 
+def test_where_T_to_0_is_the_only_step_its_variance_is_the_large_one():
+    s, T = SCHEDULES["cosine"], jnp.array([T_ALL.size])
+    for variance, v in (("small", None), ("large", None), ("learned", 1.5)):
+        got = process.log_variance(s, T, jnp.array([0]), 2, variance, v)
+        np.testing.assert_allclose(got, np.log(1 - float(s.signal[-1]) ** 2), atol=1e-6)
+
+
 @pytest.mark.parametrize("mean", [-1.2, -0.5, 0.013, 0.99])
 @pytest.mark.parametrize("std", [0.003, 0.05, 1.0])
 def test_the_256_levels_of_a_pixel_have_probability_1_together(mean, std):

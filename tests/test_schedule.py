@@ -152,3 +152,8 @@ def test_short_schedules_are_finite_and_keep_some_signal(make, T):
     except ValueError:
         return
     assert np.isfinite(signal).all() and np.isfinite(noise).all() and (signal > 0).all()
+
+
+def test_tables_without_any_signal_at_T_are_refused():
+    with pytest.raises(ValueError, match="alpha_bar must stay above 0"):
+        schedule.from_alpha_bar(np.array([0.9, 0.5, 0.0]))
