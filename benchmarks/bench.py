@@ -110,13 +110,14 @@ def save(c: BenchConfig, new: list[dict]) -> None:
     """bench.json and .webp; rows that were not measured now stay as they are."""
     path = c.out / "bench.json"
     old = json.loads(path.read_text())["rows"] if path.exists() else []
-    rows = {r["name"]: r for r in [*old, *new]}
+    command = (f"python -m benchmarks.bench --rounds {c.rounds}" + " --quick" * c.quick
+               + f" --only '{c.only}'" * bool(c.only)
+               + " --no-torch-compile" * (not c.torch_compile))  # fmt: skip
+    rows = {r["name"]: r for r in [*old, *({**r, "command": command} for r in new)]}
     rows = [rows[name] for name in ORDER if name in rows]
     threads = len(os.sched_getaffinity(0))
     report = {
-        "command": f"python -m benchmarks.bench --rounds {c.rounds}" + " --quick" * c.quick
-        + f" --only '{c.only}'" * bool(c.only)
-        + " --no-torch-compile" * (not c.torch_compile),
+        "command": command,  # of the run before this was written; each row has its own
         "machine": {"cpu": platform.machine(), "cores": threads, "threads": threads},
         "clock": "CPU seconds of the process" if threads == 1 else "wall",
         "versions": {k: metadata.version(k) for k in ("jax", "jaxlib", "flax", "torch")},
