@@ -169,7 +169,7 @@ def curve(
     axes.set(xlabel=xlabel, ylabel=ylabel)
     if logx:
         axes.set_xscale("log")
-        if len(named := sorted({float(x) for x, *_ in series.values() for x in x})) <= 8:
+        if len(named := sorted({float(x) for xs, *_ in series.values() for x in xs})) <= 8:
             axes.set_xticks(named, [f"{x:g}" for x in named])
             axes.minorticks_off()
     if logy:
