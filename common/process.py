@@ -4,8 +4,8 @@ The one currency is `eps`. Networks that predict x0, velocity or score are conve
 border, with the functions here; guidance and samplers then never ask what was predicted.
 
 Paper: official code with x0 for its currency keeps it where hardly any signal is left. Here x0 goes
-through eps and back, in float32, which moves it by about 1e-7 noise / signal: at the cosine T = 1000
-by 2e-3, and by 1e-2 when guided 4 fold (Karlo's prior). The later steps forget most of that.
+through eps and back, in float32, which moves it by about 1e-7 noise / signal: at the cosine's T by
+2e-3, and by 1e-2 when guided 4 fold (Karlo's prior). The later steps forget most of that.
 """
 
 import math
